@@ -1,0 +1,160 @@
+//! `build.yaml` and `build_result.yaml`: what vbuild is asked for and what came out.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_yaml::{Mapping, Value};
+
+use crate::names::{AppName, Version};
+use crate::proc_data::{Scalar, is_file_name, is_md5};
+use crate::vcs::RepoType;
+use crate::yaml::{self, YamlError};
+
+/// The contents of `build.yaml`; `build_result.yaml` is the same with more keys set and can be fed back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BuildData {
+    /// The app.
+    pub app_name: AppName,
+    /// Where its code is.
+    pub app_repo_url: String,
+    /// `git` or `hg`.
+    pub app_repo_type: RepoType,
+    /// A tag, branch or hash. Must be a text: `version: 9.0` needs quotes.
+    pub version: Version,
+    /// The buildpack to use, without asking its `bin/detect`; `#fragment` is its revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buildpack_url: Option<String>,
+    /// Buildpacks to try in order; ignored when `buildpack_url` is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buildpack_urls: Option<Vec<String>>,
+    /// The buildpack's full revision hash, written by a build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buildpack_version: Option<String>,
+    /// The OS image to build in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_url: Option<String>,
+    /// Its folder name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_name: Option<String>,
+    /// Its md5 sum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_md5: Option<String>,
+    /// md5 of `build.tar.gz`, written by a build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build_md5: Option<String>,
+    /// What `bin/release` printed, written by a build; its `config_vars` are the build's environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release_data: Option<Value>,
+    /// The user that runs the build; `nobody` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Scalar>,
+    /// Every key that is not named above.
+    #[serde(skip)]
+    pub unknown: Mapping,
+}
+
+const KNOWN: &[&str] = &[
+    "app_name",
+    "app_repo_url",
+    "app_repo_type",
+    "version",
+    "buildpack_url",
+    "buildpack_urls",
+    "buildpack_version",
+    "image_url",
+    "image_name",
+    "image_md5",
+    "build_md5",
+    "release_data",
+    "user",
+];
+
+impl BuildData {
+    /// Reads a file.
+    pub fn load(path: &Path) -> Result<Self, YamlError> {
+        Self::parse(&path.display().to_string(), &yaml::read_file(path)?)
+    }
+
+    /// Parses and checks a text; `name` begins every error.
+    pub fn parse(name: &str, text: &str) -> Result<Self, YamlError> {
+        let mapping = yaml::parse_mapping(name, text)?;
+        let invalid = |message: String| YamlError::Invalid { name: name.to_owned(), message };
+        if let Some(version) = mapping.get("version").filter(|v| !v.is_string()) {
+            return Err(invalid(format!(
+                "version: expected a text, found {} (put it in quotes)",
+                yaml::kind(version)
+            )));
+        }
+        let mut data: Self = yaml::parse(name, text)?;
+        data.unknown = mapping
+            .into_iter()
+            .filter(|(key, _)| !key.as_str().is_some_and(|key| KNOWN.contains(&key)))
+            .collect();
+        if data.buildpack_url.is_none() && data.buildpack_urls.as_ref().is_none_or(Vec::is_empty) {
+            return Err(invalid("needs one of the keys buildpack_url and buildpack_urls".into()));
+        }
+        if let Some(md5) = data.image_md5.as_ref().filter(|md5| !is_md5(md5)) {
+            return Err(invalid(format!("image_md5: expected 32 hexadecimal digits, found {md5:?}")));
+        }
+        if let Some(image) = data.image_name.as_ref().filter(|name| !is_file_name(name)) {
+            return Err(invalid(format!("image_name: {image:?} is not a plain file name")));
+        }
+        if data.image_url.is_some() && data.image_name.is_none() {
+            return Err(invalid("image_url needs image_name beside it".into()));
+        }
+        Ok(data)
+    }
+
+    /// The file's text; known keys first, then the unknown ones.
+    pub fn to_yaml(&self) -> Result<String, YamlError> {
+        let mut mapping = match serde_yaml::to_value(self) {
+            Ok(Value::Mapping(mapping)) => mapping,
+            Ok(_) => Mapping::new(),
+            Err(e) => {
+                return Err(YamlError::Invalid { name: "build.yaml".into(), message: e.to_string() });
+            }
+        };
+        mapping.extend(self.unknown.clone());
+        yaml::to_string(&mapping)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The manual's first example, but for its hosts.
+    const SAMPLE: &str = "
+app_name: vr_python_example
+app_repo_type: hg
+app_repo_url: https://example.com/btubbs/vr_python_example
+buildpack_urls:
+- https://example.com/heroku/heroku-buildpack-nodejs.git
+- https://example.com/yougov/yg-buildpack-python2.git
+version: v3
+extra: 1
+";
+
+    #[test]
+    fn the_manuals_example_survives_a_round_trip() {
+        let data = BuildData::parse("app.yaml", SAMPLE).unwrap();
+        assert_eq!(data.app_repo_type, RepoType::Hg);
+        assert_eq!(data.unknown["extra"].as_i64(), Some(1));
+        assert_eq!(BuildData::parse("again", &data.to_yaml().unwrap()).unwrap(), data);
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        for (from, to, expected) in [
+            ("version: v3", "version: 9.0", "expected a text, found the number 9.0 (put it in quotes)"),
+            ("version: v3", "version: -x", "begins with a dash"),
+            ("app_name: vr_", "app_name: vr-", "is not a valid app name"),
+            ("type: hg", "type: svn", "svn"),
+            ("buildpack_urls", "other", "needs one of the keys buildpack_url and buildpack_urls"),
+            ("app_repo_url", "url", "missing field `app_repo_url`"),
+        ] {
+            let message = BuildData::parse("b", &SAMPLE.replacen(from, to, 1)).unwrap_err().to_string();
+            assert!(message.starts_with("b: ") && message.contains(expected), "{to}: {message}");
+        }
+    }
+}

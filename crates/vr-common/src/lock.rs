@@ -1,0 +1,86 @@
+//! Exclusive locks on files (`flock`), which the kernel releases when their holder dies.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// Why a lock was not taken.
+#[derive(Debug, Error)]
+pub enum LockError {
+    /// Somebody else holds it.
+    #[error("{} is locked by another process.", .0.display())]
+    Held(PathBuf),
+    /// The file cannot be opened or locked.
+    #[error("cannot lock {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A lock; dropping it, or dying, gives it back.
+#[derive(Debug)]
+pub struct FileLock {
+    file: File,
+}
+
+impl FileLock {
+    /// Locks an existing file without waiting.
+    pub fn existing(path: &Path) -> Result<Self, LockError> {
+        Self::lock(path, OpenOptions::new().read(true))
+    }
+
+    /// Locks a file without waiting, and makes it when it is missing.
+    pub fn create(path: &Path) -> Result<Self, LockError> {
+        Self::lock(path, OpenOptions::new().read(true).append(true).create(true))
+    }
+
+    /// Locks a file, made when missing, and waits for as long as another process holds it.
+    /// `on_wait` is called once, before the wait.
+    pub fn wait(path: &Path, on_wait: impl FnOnce()) -> Result<Self, LockError> {
+        match Self::create(path) {
+            Err(LockError::Held(_)) => {}
+            done => return done,
+        }
+        on_wait();
+        let io_error = |source| LockError::Io { path: path.to_owned(), source };
+        let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(io_error)?;
+        file.lock().map_err(io_error)?;
+        Ok(Self { file })
+    }
+
+    fn lock(path: &Path, how: &OpenOptions) -> Result<Self, LockError> {
+        let io_error = |source| LockError::Io { path: path.to_owned(), source };
+        let file = how.open(path).map_err(io_error)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { file }),
+            Err(TryLockError::WouldBlock) => Err(LockError::Held(path.to_owned())),
+            Err(TryLockError::Error(source)) => Err(io_error(source)),
+        }
+    }
+
+    /// The locked file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_holder_is_refused_until_the_first_lets_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("proc.yaml");
+        let first = FileLock::create(&path).unwrap();
+        let error = FileLock::existing(&path).unwrap_err();
+        assert_eq!(error.to_string(), format!("{} is locked by another process.", path.display()));
+        drop(first);
+        FileLock::existing(&path).unwrap();
+    }
+}

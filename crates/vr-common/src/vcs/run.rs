@@ -1,0 +1,192 @@
+//! Runs git and hg with a deadline, without anything that could ask a question, and keeps what they said.
+
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+
+use super::{RepoUrl, VcsError};
+
+/// The most bytes kept of each stream: the first of standard output, the last of standard error.
+const KEEP: usize = 64 * 1024;
+/// How many of the last lines on standard error a message quotes, and how long they may be together.
+const QUOTED_LINES: usize = 4;
+const QUOTED_CHARS: usize = 600;
+/// How long after a program's end its streams may stay open (a helper of it may have inherited them).
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// What a program said and how it ended.
+pub(super) struct Ended {
+    pub success: bool,
+    pub stdout: String,
+    /// The last lines of standard error, on one line.
+    pub said: String,
+}
+
+/// One repository, one program, one deadline.
+pub(super) struct Runner<'a> {
+    pub url: &'a RepoUrl,
+    /// The URL as the program gets it.
+    pub address: String,
+    pub program: &'static str,
+    pub deadline: Instant,
+}
+
+impl Runner<'_> {
+    /// Runs a command; `step` is what it is called in messages.
+    /// Only a program that cannot be started or does not end in time is an error.
+    pub fn run(&self, step: &str, mut command: Command) -> Result<Ended, VcsError> {
+        let start_error = |source| VcsError::Start { program: self.program, source };
+        let timed_out =
+            || VcsError::TimedOut { url: self.url.to_string(), program: self.program, step: step.to_owned() };
+        if Instant::now() >= self.deadline {
+            return Err(timed_out());
+        }
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let mut child = command.spawn().map_err(start_error)?;
+        let stdout = Kept::collect(child.stdout.take(), |kept, chunk| {
+            let room = KEEP - kept.len();
+            kept.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        });
+        let stderr = Kept::collect(child.stderr.take(), |kept, chunk| {
+            kept.extend_from_slice(chunk);
+            let surplus = kept.len().saturating_sub(KEEP);
+            kept.drain(..surplus);
+        });
+        let ended = wait_until(&mut child, self.deadline).map_err(start_error)?;
+        if !ended {
+            kill_group(&child);
+            child.wait().map_err(start_error)?;
+            return Err(timed_out());
+        }
+        let drained = Instant::now() + DRAIN;
+        let stdout = stdout.text_by(drained);
+        let stderr = stderr.text_by(drained);
+        // Nothing that git or hg started may outlive it. Only after this is the child's number free for others.
+        kill_group(&child);
+        let status = child.wait().map_err(start_error)?;
+        Ok(Ended { success: status.success(), stdout, said: last_lines(&self.hide_credentials(&stderr)) })
+    }
+
+    /// Like [`Runner::run`], and a failure of the program is [`VcsError::Failed`]; gives its standard output, trimmed.
+    pub fn must(&self, step: &str, command: Command) -> Result<String, VcsError> {
+        let ended = self.run(step, command)?;
+        if ended.success { Ok(ended.stdout.trim().to_owned()) } else { Err(self.failed(step, ended.said)) }
+    }
+
+    pub fn failed(&self, step: &str, said: String) -> VcsError {
+        VcsError::Failed { url: self.url.to_string(), program: self.program, step: step.to_owned(), said }
+    }
+
+    pub fn unreachable(&self, said: String) -> VcsError {
+        VcsError::Unreachable { url: self.url.to_string(), said }
+    }
+
+    pub fn unknown_revision(&self, revision: &str) -> VcsError {
+        let url = crate::fetch::without_credentials(self.url.url());
+        VcsError::UnknownRevision { url, revision: revision.to_owned() }
+    }
+
+    /// git and hg mostly hide passwords themselves, but not in every message.
+    fn hide_credentials(&self, text: &str) -> String {
+        let url = self.url.url();
+        let mut hidden = text.replace(url, &crate::fetch::without_credentials(url));
+        let after_scheme = url.split_once("://").map_or("", |(_, rest)| rest);
+        let authority = after_scheme.split('/').next().unwrap_or_default();
+        if let Some((user, _)) = authority.rsplit_once('@')
+            && let Some((_, password)) = user.split_once(':')
+            && !password.is_empty()
+        {
+            hidden = hidden.replace(password, "***");
+        }
+        hidden
+    }
+}
+
+/// Waits for the end of a child; `false` when the deadline comes first.
+fn wait_until(child: &mut Child, deadline: Instant) -> std::io::Result<bool> {
+    let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else {
+        return Err(std::io::Error::other("the process has no number"));
+    };
+    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) if Instant::now() >= deadline => return Ok(false),
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => return Ok(true),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Kills the process group of a child that was not waited for yet, so that the number is still its own.
+fn kill_group(child: &Child) {
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+}
+
+/// What a thread keeps of a stream.
+struct Kept {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    ended: Receiver<()>,
+}
+
+impl Kept {
+    fn collect<R: Read + Send + 'static>(
+        stream: Option<R>,
+        keep: impl Fn(&mut Vec<u8>, &[u8]) + Send + 'static,
+    ) -> Self {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let (tell, ended) = channel();
+        let for_thread = Arc::clone(&bytes);
+        if let Some(mut stream) = stream {
+            thread::spawn(move || {
+                let mut chunk = [0; 8192];
+                loop {
+                    match stream.read(&mut chunk) {
+                        Ok(0) => break,
+                        Ok(n) => {
+                            keep(&mut for_thread.lock().unwrap_or_else(PoisonError::into_inner), &chunk[..n])
+                        }
+                        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                        Err(_) => break,
+                    }
+                }
+                let _ = tell.send(());
+            });
+        }
+        Self { bytes, ended }
+    }
+
+    /// The text, complete unless somebody keeps the stream open for longer than until `deadline`.
+    fn text_by(self, deadline: Instant) -> String {
+        match self.ended.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(()) | Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => {}
+        }
+        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+/// The last few lines that say something, joined with `; `.
+fn last_lines(text: &str) -> String {
+    let lines: Vec<&str> = text
+        .lines()
+        // Progress is drawn over itself with carriage returns; the last drawing counts.
+        .map(|line| line.rsplit('\r').find(|part| !part.trim().is_empty()).unwrap_or_default().trim())
+        .filter(|line| !line.is_empty())
+        .collect();
+    let joined = lines[lines.len().saturating_sub(QUOTED_LINES)..].join("; ");
+    let surplus = joined.chars().count().saturating_sub(QUOTED_CHARS);
+    let quoted: String = joined.chars().skip(surplus).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if quoted.is_empty() { "it said nothing".to_owned() } else { quoted }
+}

@@ -1,0 +1,43 @@
+//! The project's own commands: `cargo xtask demo` and `cargo xtask test`.
+
+mod demo;
+mod steps;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Velociraptor's own commands.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show a deploy and an upgrade under load on this machine, from a git repository to routed procs.
+    Demo {
+        /// Leave everything running, and print where it is.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Install what the tests need, then check formatting, lints and every test.
+    Test,
+}
+
+fn main() -> ExitCode {
+    let done = match Args::parse().command {
+        Command::Demo { keep } => demo::run(keep),
+        Command::Test => test::run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ERROR: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
