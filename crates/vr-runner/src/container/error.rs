@@ -1,0 +1,89 @@
+//! Why a container could not be made or watched.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// Why a container could not be made or watched.
+#[derive(Debug, Error)]
+pub enum ContainerError {
+    /// The caller has more than one thread, so it cannot be copied safely.
+    #[error("container {name}: it must be started by a process with a single thread, this one has {threads}")]
+    Threads {
+        /// The container.
+        name: String,
+        /// How many threads there are.
+        threads: usize,
+    },
+    /// The caller is not root.
+    #[error("container {name}: only root can make containers")]
+    NotRoot {
+        /// The container.
+        name: String,
+    },
+    /// The description cannot be carried out.
+    #[error("container {name}: {reason}")]
+    Spec {
+        /// The container.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A system call of the parent failed.
+    #[error("container {name}: cannot {step}")]
+    System {
+        /// The container.
+        name: String,
+        /// What was to be done.
+        step: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A limit was asked for that this host cannot keep.
+    #[error("container {name}: cannot set its limits: this host has no cgroup controller {controller}")]
+    NoController {
+        /// The container.
+        name: String,
+        /// The kernel's name for it.
+        controller: &'static str,
+    },
+    /// A limit was asked for, and the control groups cannot be used.
+    #[error("container {name}: cannot set its limits: cannot {step} {}", path.display())]
+    Cgroup {
+        /// The container.
+        name: String,
+        /// What was to be done.
+        step: &'static str,
+        /// With which group or file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A step inside the new container failed; the text names the step, the path and the reason.
+    #[error("container {name}: {message}")]
+    Setup {
+        /// The container.
+        name: String,
+        /// What failed, on which path, and why.
+        message: String,
+    },
+    /// Its root was not ready in time.
+    #[error("container {name}: its mounts were not ready within {seconds} s")]
+    Slow {
+        /// The container.
+        name: String,
+        /// The deadline.
+        seconds: u64,
+    },
+    /// A path inside a root cannot be opened.
+    #[error("cannot open {} in {}", path.display(), root.display())]
+    Open {
+        /// The root.
+        root: PathBuf,
+        /// The path in it.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}

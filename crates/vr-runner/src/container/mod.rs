@@ -1,0 +1,35 @@
+//! Containers: what one is ([`ContainerSpec`]) and how it is made and watched ([`Container`], [`Running`]).
+//!
+//! A container is a process tree with its own mounts, process numbers, System V IPC and host name. Its first
+//! process is a small init of ours, which lives as long as the program does and dies with its parent, so that
+//! nothing is ever left over. This module owns every namespace, mount, capability and control group call of the project and all
+//! of its `unsafe`; it must not know what a proc, a build or an image is.
+//!
+//! The caller has to be single-threaded when it starts a container (it is copied with `fork`'s semantics);
+//! [`Container::start`] checks it.
+
+mod capabilities;
+mod cgroup;
+mod channel;
+mod error;
+mod init;
+mod limits;
+mod mounts;
+mod place;
+mod root;
+mod running;
+mod signals;
+mod spec;
+#[allow(unsafe_code, reason = "the system calls that neither std, nix nor rustix offers as safe functions")]
+mod sys;
+mod terminal;
+
+pub use cgroup::clear_left_groups;
+pub use error::ContainerError;
+pub use limits::{BadSize, Limits, Size};
+pub use place::{empty_file_instead_of_link, open_beneath, read_beneath};
+pub(crate) use running::read_rest;
+pub use running::{Container, ExitStatus, Running};
+pub(crate) use signals::WatchedSignals;
+pub use spec::{BindMount, Capabilities, ContainerSpec, Credentials, Network, Program, RootFs, Streams};
+pub use terminal::{run_in_the_foreground, run_in_the_foreground_within};

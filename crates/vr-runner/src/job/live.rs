@@ -1,0 +1,200 @@
+//! Running a container to its end while its output goes to the terminal and to a log as it comes.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::container::{Container, ContainerError, ContainerSpec, ExitStatus, Streams};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use super::{Interruption, Interrupts};
+
+/// The most that is kept of the output, in bytes. What is beyond it is still shown.
+const LOG_LIMIT: u64 = 64 << 20;
+/// A pipe that polls as writable takes this much without blocking.
+const CHUNK: usize = 4096;
+/// How long the last output of a killed container may take to be shown.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Its program ended by itself.
+    Ended(ExitStatus),
+    /// The time was up; the container was killed.
+    TimedOut,
+    /// Somebody wanted it to stop; the container was killed.
+    Interrupted(Interruption),
+}
+
+/// A file that takes a run's output while it comes, made with the first of it. It has its final name from the start
+/// because a log is of use while it grows, and above all when nobody lived to rename it.
+#[derive(Debug)]
+pub struct Log {
+    path: PathBuf,
+    file: Option<File>,
+    written: u64,
+}
+
+impl Log {
+    /// A log at `path`; an old file there is removed.
+    pub fn new(path: impl Into<PathBuf>) -> io::Result<Self> {
+        let path = path.into();
+        super::remove_file(&path)?;
+        Ok(Self { path, file: None, written: 0 })
+    }
+
+    /// The file's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the file even though nothing was written.
+    pub fn ensure(&mut self) -> io::Result<&mut File> {
+        match &mut self.file {
+            Some(file) => Ok(file),
+            // Made anew: nobody else's file or link is written through.
+            nothing => Ok(nothing.insert(File::create_new(&self.path)?)),
+        }
+    }
+
+    /// Adds output, up to the limit.
+    pub fn add(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.written > LOG_LIMIT {
+            return Ok(());
+        }
+        self.written += bytes.len() as u64;
+        let full = self.written > LOG_LIMIT;
+        let file = self.ensure()?;
+        file.write_all(bytes)?;
+        if full {
+            writeln!(file, "\n[what came after {} MiB is not kept]", LOG_LIMIT >> 20)?;
+        }
+        Ok(())
+    }
+}
+
+/// Starts the container and copies its output, both streams, to `log` and, if `show`, to standard output, until it has
+/// ended. At `deadline` and at an interruption it is killed, with all its processes. A reader of our output that goes
+/// away or is slow changes nothing of that.
+///
+/// `spec.streams` is set here. The second error is a log that cannot be written.
+pub fn run_live(
+    mut spec: ContainerSpec,
+    log: &mut Log,
+    show: bool,
+    deadline: Option<Instant>,
+    interrupts: &Interrupts,
+) -> Result<io::Result<Ending>, ContainerError> {
+    let name = spec.name.clone();
+    spec.streams = Streams::Captured;
+    let mut running = Container::start(spec)?;
+    let mut output = running.take_output();
+    let mut screen = Screen { on: show, waiting: Vec::new() };
+    let mut killed: Option<(Ending, Instant)> = None;
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let until = killed.map(|(_, until)| until).or(deadline);
+        let timeout = until.map(|until| timespec(until.saturating_duration_since(Instant::now())));
+        let stdout = io::stdout();
+        let mut waits = Vec::with_capacity(3);
+        // First what is written, so that a program that talks faster than its reader reads has to wait.
+        waits.push(match (&output, screen.waiting.is_empty()) {
+            (_, false) => PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::OUT),
+            (Some(output), true) => PollFd::new(output, PollFlags::IN),
+            // Its end shows last, after the last process that holds the output.
+            (None, true) => PollFd::from_borrowed_fd(running.pidfd(), PollFlags::IN),
+        });
+        if killed.is_none() {
+            waits.extend(interrupts.handles().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        }
+        let (first, others) = match poll(&mut waits, timeout.as_ref()) {
+            Ok(_) => {
+                (!waits[0].revents().is_empty(), waits[1..].iter().any(|wait| !wait.revents().is_empty()))
+            }
+            Err(Errno::INTR) => continue,
+            Err(source) => {
+                return Err(ContainerError::System { name, step: "wait for it", source: source.into() });
+            }
+        };
+        let interruption = if others { interrupts.seen() } else { None };
+        let late = until.is_some_and(|until| Instant::now() >= until);
+        match (interruption, killed) {
+            (Some(interruption), None) => {
+                running.kill()?;
+                killed = Some((Ending::Interrupted(interruption), Instant::now() + LAST_WORDS));
+            }
+            (None, None) if late => {
+                running.kill()?;
+                killed = Some((Ending::TimedOut, Instant::now() + LAST_WORDS));
+            }
+            (_, Some((ending, _))) if late => {
+                running.wait()?;
+                return Ok(Ok(ending));
+            }
+            _ => {}
+        }
+        if !first {
+            continue;
+        }
+        if !screen.waiting.is_empty() {
+            screen.write();
+        } else if let Some(pipe) = &output {
+            match rustix::io::read(pipe, &mut buffer) {
+                Ok(0) => output = None,
+                Ok(length) => {
+                    if let Err(error) = log.add(&buffer[..length]) {
+                        running.kill()?;
+                        running.wait()?;
+                        return Ok(Err(error));
+                    }
+                    screen.take(&buffer[..length]);
+                }
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(source) => {
+                    return Err(ContainerError::System {
+                        name,
+                        step: "read its output",
+                        source: source.into(),
+                    });
+                }
+            }
+        } else {
+            let status = running.wait()?;
+            return Ok(Ok(killed.map_or(Ending::Ended(status), |(ending, _)| ending)));
+        }
+    }
+}
+
+/// Standard output, for as long as somebody reads it.
+struct Screen {
+    on: bool,
+    waiting: Vec<u8>,
+}
+
+impl Screen {
+    fn take(&mut self, bytes: &[u8]) {
+        if self.on {
+            self.waiting.extend_from_slice(bytes);
+        }
+    }
+
+    fn write(&mut self) {
+        let length = self.waiting.len().min(CHUNK);
+        match rustix::io::write(io::stdout(), &self.waiting[..length]) {
+            Ok(written) => drop(self.waiting.drain(..written)),
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(_) => {
+                self.on = false;
+                self.waiting.clear();
+            }
+        }
+    }
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec::try_from(duration).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 })
+}

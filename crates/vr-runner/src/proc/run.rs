@@ -1,0 +1,205 @@
+//! `run`: the app in its container, in the foreground, with its log and the news of its end.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use vr_common::exit;
+use vr_common::host_api::RunStatus;
+
+use super::log::RotatingLog;
+use super::{Proc, ProcError, predecessor, scratch, status};
+use crate::container::{
+    Container, ContainerError, ExitStatus, RootFs, Running, Streams, WatchedSignals, read_rest,
+};
+
+/// Seconds between the signal to stop and KILL, unless `grace_period` says otherwise.
+const GRACE_PERIOD: u32 = 10;
+
+/// Where an app's output goes.
+#[derive(Debug, Clone)]
+pub struct LogFile {
+    /// The file.
+    pub path: PathBuf,
+    /// The size at which it is moved to `path.1`, in bytes; 0 for no limit.
+    pub max_bytes: u64,
+    /// How many older ones are kept.
+    pub backups: u32,
+}
+
+/// How to run a proc.
+#[derive(Debug, Clone, Default)]
+pub struct RunOptions {
+    /// Takes both streams of the app instead of vrun's own.
+    pub log: Option<LogFile>,
+    /// Where to keep a [`RunStatus`].
+    pub status_file: Option<PathBuf>,
+}
+
+/// Runs a proc to its end and returns how it ended. TERM and INT are passed on; the second one, or the end of the
+/// grace period, kills the container.
+pub fn run(proc: &Proc, options: &RunOptions) -> Result<ExitStatus, ProcError> {
+    proc.must_be_set_up()?;
+    let _lock = proc.lock_folder()?;
+    let io_error = |step, path: &Path| {
+        let path = path.to_owned();
+        move |source| ProcError::Io { step, path, source }
+    };
+    let mut log = match &options.log {
+        Some(log) => Some(
+            RotatingLog::open(log.path.clone(), log.max_bytes, log.backups)
+                .map_err(io_error("open the log", &log.path))?,
+        ),
+        None => None,
+    };
+    let write_status = |status: &RunStatus| match &options.status_file {
+        Some(path) => status::write(path, status).map_err(io_error("write the status file", path)),
+        None => Ok(()),
+    };
+    let proc_files = Path::new("/proc/self");
+    let mut news = status::beginning().map_err(io_error("read", proc_files))?;
+    let signals = WatchedSignals::take().map_err(io_error("watch for signals of", proc_files))?;
+    match start(proc, log.is_some()) {
+        Ok(mut running) => {
+            news.app_pid = u32::try_from(running.program_pid()).ok();
+            if let Err(error) = predecessor::remember(proc, running.pid()) {
+                tracing::warn!(
+                    error = exit::chain(&error),
+                    "should this process be killed, nobody waits for its app"
+                );
+            }
+            write_status(&news)?;
+            let grace = proc.data.grace_period.unwrap_or(GRACE_PERIOD);
+            let end = watch(&mut running, &signals, log.as_mut(), Duration::from_secs(grace.into()))?;
+            if let Some(words) = running.out_of_memory() {
+                match &mut log {
+                    Some(log) => log.write(format!("vrun: {words}\n").as_bytes()),
+                    None => tracing::error!("{words}"),
+                }
+            }
+            // The app's exit status is worth more than a complaint about a full disk.
+            if let Err(error) = write_status(&status::ended(news, end, running.out_of_memory())) {
+                tracing::error!(error = exit::chain(&error), "the end of the run is not in the status file");
+            }
+            Ok(end)
+        }
+        Err(error) => {
+            // Whoever looks for the reason looks in the log, too.
+            let message = exit::chain(&error);
+            if let Some(log) = &mut log {
+                log.write(format!("vrun: ERROR: {message}\n").as_bytes());
+            }
+            if let Err(error) = write_status(&status::failed(news, message)) {
+                tracing::error!(error = exit::chain(&error), "the failure is not in the status file");
+            }
+            Err(error)
+        }
+    }
+}
+
+fn start(proc: &Proc, capture: bool) -> Result<Running, ProcError> {
+    scratch::clear(proc)?;
+    let root = match &proc.image {
+        Some(image) => RootFs::Overlay {
+            lowers: vec![image.clone()],
+            upper: proc.rootfs(),
+            work: proc.folder().join("work"),
+        },
+        None => RootFs::HostBinds { rootfs: proc.rootfs() },
+    };
+    let mut spec = proc.container("", root, &["run"])?;
+    spec.streams = if capture { Streams::Captured } else { Streams::InheritOutput };
+    Ok(Container::start_within(spec, &proc.limits()?)?)
+}
+
+/// When a container that was asked to end will be killed.
+struct Stopping {
+    grace: Duration,
+    deadline: Option<Instant>,
+}
+
+impl Stopping {
+    fn handle(&mut self, signal: Signal, running: &Running) -> Result<(), ContainerError> {
+        if !matches!(signal, Signal::SIGTERM | Signal::SIGINT) {
+            return running.signal(signal);
+        }
+        if self.deadline.is_some() {
+            return running.kill();
+        }
+        self.deadline = Instant::now().checked_add(self.grace);
+        running.signal(signal)
+    }
+
+    /// How long to wait for news; kills when that time is over.
+    fn remaining(&self, running: &Running) -> Result<Option<Timespec>, ContainerError> {
+        let Some(deadline) = self.deadline else { return Ok(None) };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            running.kill()?;
+            return Ok(None);
+        }
+        Ok(Timespec::try_from(left).ok())
+    }
+}
+
+/// One loop, no thread, no growing buffer: this process stays as long as the app does.
+fn watch(
+    running: &mut Running,
+    signals: &WatchedSignals,
+    mut log: Option<&mut RotatingLog>,
+    grace: Duration,
+) -> Result<ExitStatus, ProcError> {
+    let mut stopping = Stopping { grace, deadline: None };
+    let mut output = running.take_output();
+    let mut buffer = vec![0; 32 * 1024];
+    loop {
+        let timeout = stopping.remaining(running)?;
+        let pidfd = running.pidfd();
+        let mut waits = vec![PollFd::new(signals, PollFlags::IN), PollFd::new(&pidfd, PollFlags::IN)];
+        if let Some(output) = &output {
+            waits.push(PollFd::new(output, PollFlags::IN));
+        }
+        match poll(&mut waits, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => {
+                return Err(ProcError::Io {
+                    step: "wait for",
+                    path: "/proc/self".into(),
+                    source: io::Error::from(error),
+                });
+            }
+        }
+        let ready: Vec<bool> = waits.iter().map(|wait| !wait.revents().is_empty()).collect();
+        if ready[0] {
+            while let Some(signal) = signals.next() {
+                stopping.handle(signal, running)?;
+            }
+        }
+        if ready[1] {
+            if let (Some(output), Some(log)) = (&output, &mut log) {
+                read_rest(output, &mut buffer, &mut |bytes| log.write(bytes));
+            }
+            return Ok(running.wait()?);
+        }
+        if ready.get(2) == Some(&true) {
+            copy(&mut output, &mut buffer, &mut log);
+        }
+    }
+}
+
+fn copy(output: &mut Option<OwnedFd>, buffer: &mut [u8], log: &mut Option<&mut RotatingLog>) {
+    let Some(pipe) = &output else { return };
+    match rustix::io::read(pipe, &mut *buffer) {
+        Err(Errno::INTR | Errno::AGAIN) => {}
+        Ok(length @ 1..) => {
+            if let Some(log) = log {
+                log.write(&buffer[..length]);
+            }
+        }
+        Ok(_) | Err(_) => *output = None,
+    }
+}
