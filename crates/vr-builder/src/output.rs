@@ -1,0 +1,54 @@
+//! What a build leaves in its output folder: `build.tar.gz`, `build_result.yaml` and `compile.log`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use vr_common::build_data::BuildData;
+
+use crate::BuildError;
+use vr_runner::job::{Log, move_file, remove_file, write_whole};
+
+/// The files of one build, none of which is there at first.
+#[derive(Debug)]
+pub(crate) struct Output {
+    /// The tarball's path.
+    pub tarball: PathBuf,
+    result: PathBuf,
+    /// The log of the compile step.
+    pub log: Log,
+}
+
+impl Output {
+    /// In `folder`, which is made when it is missing. The files of an earlier build go: those of a build that fails
+    /// must not be taken for its own.
+    pub(crate) fn prepare(folder: &Path) -> Result<Self, BuildError> {
+        fs::create_dir_all(folder).map_err(BuildError::io("make", folder))?;
+        let folder = folder.canonicalize().map_err(BuildError::io("find", folder))?;
+        let output = Self {
+            tarball: folder.join("build.tar.gz"),
+            result: folder.join("build_result.yaml"),
+            log: Log::new(folder.join("compile.log"))
+                .map_err(BuildError::io("remove", folder.join("compile.log")))?,
+        };
+        remove_file(&output.tarball).map_err(BuildError::io("remove", &output.tarball))?;
+        Ok(output)
+    }
+
+    /// Puts the finished tarball in its place.
+    pub(crate) fn place_tarball(&self, packed: &Path) -> Result<(), BuildError> {
+        move_file(packed, &self.tarball).map_err(BuildError::io("write", &self.tarball))
+    }
+
+    /// Writes `build_result.yaml`.
+    pub(crate) fn write_result(&self, data: &BuildData) -> Result<(), BuildError> {
+        let text = data.to_yaml()?;
+        write_whole(&self.result, text.as_bytes()).map_err(BuildError::io("write", &self.result))
+    }
+
+    /// Takes the tarball away again, because a later step failed.
+    pub(crate) fn take_back(&self) {
+        if let Err(error) = remove_file(&self.tarball) {
+            tracing::warn!(%error, "a tarball of a build that failed stays");
+        }
+    }
+}

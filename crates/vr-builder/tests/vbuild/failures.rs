@@ -1,0 +1,123 @@
+//! Builds that fail: the exit code, the one line that says why, and nothing half-made.
+
+use std::fs;
+use std::path::Path;
+
+use crate::support::{World, ended, marker, sleeps};
+
+#[test]
+fn a_compile_that_fails_keeps_its_log() {
+    let world = World::new();
+    let yaml = world.yaml_with("echo to stdout; echo to stderr >&2; echo half > $1/made; exit 23");
+    fs::create_dir_all(world.path("out")).unwrap();
+    fs::write(world.out("build.tar.gz"), "of an earlier build").unwrap();
+    let ended = world.build(&yaml).expect(4);
+    assert_eq!(ended.error(), "compile failed: bin/compile of pack ended with exit code 23");
+    let log = world.out("compile.log").canonicalize().unwrap();
+    assert!(ended.stderr.contains(&format!("hint: the whole output is in {}\n", log.display())));
+    assert_eq!(world.log(), "-----> Toy app detected\nto stdout\nto stderr\n");
+    assert_eq!(ended.stdout, world.log());
+    world.assert_no_build();
+}
+
+#[test]
+fn a_compile_that_is_killed_or_missing_is_said_to_be() {
+    let world = World::new();
+    let ended = world.build(&world.yaml_with("kill -9 $$")).expect(4);
+    assert_eq!(ended.error(), "compile failed: bin/compile of pack ended with signal 9 (SIGKILL)");
+    world.assert_no_build();
+
+    let world = World::new();
+    let pack = world.git("pack", &[("README", "x")]);
+    let ended =
+        world.build(&world.yaml(&world.app(), &format!("buildpack_url: {}", pack.display()))).expect(4);
+    assert_eq!(
+        ended.error(),
+        "compile failed: bin/compile of pack ended with exit code 127 (it, or a program that it calls, does not exist)"
+    );
+    world.assert_no_build();
+}
+
+#[test]
+fn a_release_that_fails_or_makes_no_sense_fails_the_build() {
+    for (release, expected) in [
+        ("exit 9", "release failed: bin/release of pack ended with exit code 9"),
+        (
+            "echo '- a list'",
+            "release failed: bin/release of pack gave no release data: its output: expected a mapping (key: value), found a list",
+        ),
+        ("echo 'a: ['", "release failed: bin/release of pack gave no release data: its output: "),
+        ("rm -f /out/release.yaml; ln -s /etc/passwd /out/release.yaml", "cannot read "),
+        ("head -c 3000000 /dev/zero", "cannot read "),
+    ] {
+        let world = World::new();
+        let yaml = world.yaml_with("true");
+        let release = format!("#!/bin/sh\n{release}\n");
+        world.write("pack", &[("bin/release", &release)]);
+        crate::support::commit(&world.path("pack"), "v2");
+        let ended = world.build(&yaml);
+        assert_eq!(ended.code, Some(if expected.starts_with("cannot") { 1 } else { 4 }), "{release}");
+        assert!(ended.error().starts_with(expected), "{release}: {}", ended.error());
+        world.assert_no_build();
+    }
+}
+
+#[test]
+fn bad_input_is_refused_in_one_sentence() {
+    let world = World::new();
+    let (app, pack) = (world.app(), world.pack("pack", "true"));
+    let pack = format!("buildpack_url: {}", pack.display());
+    let app_shown = app.display();
+    for (more, expected) in [
+        (format!("{pack}\nversion: v9"), format!("{app_shown} has no revision \"v9\"")),
+        (
+            format!("{pack}\nversion: 9.0"),
+            "version: expected a text, found the number 9.0 (put it in quotes)".into(),
+        ),
+        (format!("{pack}\nversion: --upload-pack=x"), "begins with a dash".into()),
+        (format!("{pack}\nuser: nosuchuser"), "there is no user \"nosuchuser\"".into()),
+        (format!("{pack}#nosuch"), "has no revision \"nosuch\"".into()),
+        ("buildpack_url: --help".into(), "bad repository URL \"--help\"".into()),
+        ("buildpack_urls: []".into(), "needs one of the keys buildpack_url and buildpack_urls".into()),
+    ] {
+        let ended = world.build(&world.yaml(&app, &more)).expect(2);
+        assert!(ended.error().contains(&expected), "{more}: {}", ended.error());
+        world.assert_no_build();
+    }
+    let missing = world.build(Path::new("/nosuch/build.yaml")).expect(2);
+    assert!(missing.error().starts_with("cannot read /nosuch/build.yaml: "), "{}", missing.error());
+    assert_eq!(ended(&mut world.vbuild(&["build", "--timeout", "soon"], &app)).code, Some(2));
+}
+
+#[test]
+fn a_repository_that_is_not_there_is_no_bad_input() {
+    let world = World::new();
+    let pack = world.pack("pack", "true");
+    let yaml = world.yaml(&world.path("nosuch"), &format!("buildpack_url: {}", pack.display()));
+    let ended = world.build(&yaml).expect(1);
+    let expected = format!("cannot read the repository {}", world.path("nosuch").display());
+    assert!(ended.error().starts_with(&expected), "{}", ended.error());
+    world.assert_no_build();
+}
+
+#[test]
+fn a_build_that_takes_too_long_is_stopped() {
+    let world = World::new();
+    let marker = marker();
+    let yaml = world.yaml_with(&format!("echo begun; sleep {marker}"));
+    let ended = ended(&mut world.vbuild(&["build", "--timeout", "5s"], &yaml)).expect(5);
+    assert_eq!(ended.error(), "the build took longer than 5s and was stopped");
+    assert_eq!(world.log(), "-----> Toy app detected\nbegun\n");
+    assert!(!sleeps(&marker));
+    world.assert_no_build();
+}
+
+#[test]
+fn failures_are_data_with_json() {
+    let world = World::new();
+    let ended = ended(&mut world.vbuild(&["build", "--json", "-q"], &world.yaml_with("exit 1"))).expect(4);
+    let value: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(value["ok"], false);
+    assert_eq!(value["exit_code"], 4);
+    assert_eq!(value["error"], "compile failed: bin/compile of pack ended with exit code 1");
+}

@@ -1,0 +1,133 @@
+//! The three files, and what is said on the way.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::Stdio;
+
+use crate::support::{Started, World, commit, ended};
+
+#[test]
+fn a_result_fed_back_gives_the_same_build() {
+    let world = World::new();
+    let yaml =
+        world.yaml_with("mkdir $1/made; date +%N > /tmp/now; echo made > $1/made/file; ln -s made $1/link");
+    world.build(&yaml).expect(0);
+    let first = world.result();
+    let md5 = first["build_md5"].as_str().unwrap().to_owned();
+    assert_eq!(vr_common::fetch::md5_file(&world.out("build.tar.gz")).unwrap(), md5);
+    assert_eq!(world.packed(), ["Procfile", "link", "made", "made/file", "src", "src/main.py"]);
+    // The buildpack goes on; the result names the revision that was used.
+    world.write("pack", &[("bin/compile", "#!/bin/sh\nexit 1\n")]);
+    commit(&world.path("pack"), "v2");
+    let again = world.path("again.yaml");
+    fs::copy(world.out("build_result.yaml"), &again).unwrap();
+    let ended = world.build(&again).expect(0);
+    assert!(!ended.stderr.contains("note:"), "{}", ended.stderr);
+    assert_eq!(world.result(), first);
+    assert_eq!(vr_common::fetch::md5_file(&world.out("build.tar.gz")).unwrap(), md5);
+    // An expected sum that is another one is worth a word.
+    let text = fs::read_to_string(&again).unwrap().replace(&md5, &"0".repeat(32));
+    fs::write(&again, text).unwrap();
+    let ended = world.build(&again).expect(0);
+    assert!(
+        ended.stderr.contains("note: the tarball is not the one that build_md5 names"),
+        "{}",
+        ended.stderr
+    );
+    assert_eq!(world.result()["build_md5"].as_str(), Some(md5.as_str()));
+}
+
+#[test]
+fn slugignore_removes_what_it_names_and_nothing_else() {
+    let world = World::new();
+    fs::create_dir_all(world.path("beside")).unwrap();
+    fs::write(world.path("beside/precious"), "x").unwrap();
+    let ignore = format!(
+        "# not for production\n\n/docs\n*.psd\nout/link/*\nabsolute/*\n../../../precious\n{}/*\n/etc/passwd\n",
+        world.path("beside").display()
+    );
+    let app = world.git(
+        "app",
+        &[
+            (".slugignore", &ignore),
+            ("docs/a/b.md", "x"),
+            ("big.psd", "x"),
+            ("src/kept.psd", "x"),
+            ("out/kept", "x"),
+        ],
+    );
+    symlink("../../../../etc", app.join("out/link")).unwrap();
+    symlink(world.path("beside"), app.join("absolute")).unwrap();
+    commit(&app, "v2");
+    let pack = world.pack("pack", "true");
+    let yaml = world.yaml(&app, &format!("buildpack_url: {}\nversion: v2", pack.display()));
+    let ended = world.build(&yaml).expect(0);
+    assert_eq!(
+        world.packed(),
+        [".slugignore", "absolute", "out", "out/kept", "out/link", "src", "src/kept.psd"]
+    );
+    assert!(world.path("beside/precious").exists() && fs::exists("/etc/passwd").unwrap());
+    assert!(
+        ended
+            .stderr
+            .contains(".slugignore: \"../../../precious\" leads out of the app's folder; passed over\n"),
+        "{}",
+        ended.stderr
+    );
+    world.assert_clean();
+}
+
+#[test]
+fn output_is_shown_while_it_comes_and_a_reader_that_leaves_changes_nothing() {
+    let world = World::new();
+    let meeting = crate::support::Meeting::new();
+    let yaml = world.yaml_with(&format!("echo first; {}; seq 200000; echo last", meeting.script()));
+    let mut build = Started::new(&mut world.vbuild(&["build"], &yaml));
+    // Shown although the build cannot go on yet.
+    build.until_output("first");
+    let mut met = meeting.wait();
+    assert_eq!(world.log(), "-----> Toy app detected\nfirst\n");
+    drop(build.0.stdout.take());
+    std::io::Write::write_all(&mut met, b"go\n").unwrap();
+    build.end().expect(0);
+    assert_eq!(world.log().lines().count(), 200_003);
+    world.assert_clean();
+}
+
+#[test]
+fn quiet_says_nothing_and_json_says_all_in_one_line() {
+    let world = World::new();
+    let yaml = world.yaml_with("echo noise");
+    let quiet = ended(&mut world.vbuild(&["build", "--quiet"], &yaml)).expect(0);
+    assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
+    assert_eq!(world.log(), "-----> Toy app detected\nnoise\n");
+    let talk =
+        ended(&mut world.vbuild(&["build", "--json", "--output", "../elsewhere/deep"], &yaml)).expect(0);
+    let line = talk.stdout.lines().last().unwrap();
+    let value: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert_eq!(value["ok"], true);
+    assert_eq!(value["build"]["build_md5"], world.result()["build_md5"].as_str().unwrap());
+    assert_eq!(value["build"]["version"], "v1");
+    assert!(world.path("elsewhere/deep/build.tar.gz").exists());
+    assert!(talk.stderr.contains("vbuild: toy v1 is built: "), "{}", talk.stderr);
+}
+
+#[test]
+fn the_shell_has_what_a_build_has() {
+    let world = World::new();
+    let yaml = world.yaml_with("echo compiled > $1/made");
+    let commands = "id -un; cat /build/*/Procfile; echo $BUILDPACK_DIRS; /builder.sh /build/* /cache/buildpack_cache; cat /build/*/made; exit 7\n";
+    let mut shell = world.vbuild(&["shell", "-q"], &yaml);
+    shell.stdin(Stdio::piped());
+    let mut shell = Started::new(&mut shell);
+    let mut stdin = shell.0.stdin.take().unwrap();
+    std::io::Write::write_all(&mut stdin, commands.as_bytes()).unwrap();
+    drop(stdin);
+    let ended = shell.end().expect(7);
+    let lines: Vec<&str> = ended.stdout.lines().collect();
+    assert_eq!(lines[..2], ["nobody", "web: ./run"]);
+    assert!(lines[2].starts_with("/pack-"), "{lines:?}");
+    assert_eq!(lines[3..], ["-----> Toy app detected", "compiled"]);
+    assert_eq!(fs::read_dir(world.path("out")).unwrap().count(), 0);
+    world.assert_clean();
+}
