@@ -1,0 +1,21 @@
+//! Pools of nodes in load balancers, and the built-in proxy.
+//!
+//! [`Balancer`] is the one interface; [`from_config`] makes balancers from the `BALANCERS:` setting. Backends are
+//! [`DummyBalancer`] (memory only) and [`ProxyBalancer`], which steers the built-in proxy of [`proxy`], a process of
+//! its own that carries on when everything else is down.
+//!
+//! This crate owns pools and their nodes. It must not know of swarms, procs or hosts, nor of the rules that send
+//! traffic to a pool: those belong to the user.
+
+pub mod balancer;
+pub mod cli;
+pub mod config;
+pub mod dummy;
+pub mod error;
+pub mod proxy;
+
+pub use balancer::{Balancer, DrainReport};
+pub use config::{ConfigError, from_config, load_config};
+pub use dummy::DummyBalancer;
+pub use error::{BalancerError, Subject};
+pub use proxy::client::ProxyBalancer;
