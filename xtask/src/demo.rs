@@ -88,7 +88,7 @@ pub fn run(keep: bool) -> Result<()> {
 /// Ends and removes what an earlier demo has left.
 fn remove_old(root: &std::path::Path) -> Result<()> {
     let data_dir = root.join("data");
-    if data_dir.join("server.json").exists() {
+    if data_dir.join("lock").exists() {
         run_program(command(sibling("vr-server")).arg("down").arg("--data-dir").arg(&data_dir))?;
     }
     vr_common::archive::remove_tree(root).with_context(|| format!("cannot remove {}", root.display()))

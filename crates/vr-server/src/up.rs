@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -69,6 +68,9 @@ pub enum UpError {
     /// The agent or the proxy did not come up.
     #[error(transparent)]
     Companion(#[from] CompanionError),
+    /// The conductor is gone, which is a defect; a server without it would take requests and do nothing.
+    #[error("the conductor ended by itself; apps and their traffic go on, start the server again")]
+    ConductorEnded,
     /// Something of the operating system failed.
     #[error("cannot {doing}")]
     System {
@@ -87,15 +89,6 @@ pub enum UpError {
         /// How long was waited.
         seconds: u64,
     },
-}
-
-/// The file by which others find a server that runs, and `down` what it has started.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ServerFile {
-    /// The server's process.
-    pub pid: i32,
-    /// Where it answers.
-    pub url: String,
 }
 
 /// Where things are in a data folder.
@@ -256,10 +249,6 @@ pub async fn up(flags: UpFlags) -> Result<(), UpError> {
         stop: stop.clone(),
     });
 
-    let server_file = ServerFile { pid: i32::try_from(std::process::id()).unwrap_or(0), url: url.clone() };
-    let server_json = serde_json::to_string(&server_file)
-        .map_err(|e| UpError::System { doing: "write server.json", source: e.into() })?;
-    write_private(&layout.at("server.json"), &server_json)?;
     greet(&url, &layout, new_password);
 
     let mut tasks = tokio::task::JoinSet::new();
@@ -293,12 +282,13 @@ pub async fn up(flags: UpFlags) -> Result<(), UpError> {
 
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
+    let asked_to_end = CancellationToken::new();
     {
-        let stop = stop.clone();
+        let (stop, asked_to_end) = (stop.clone(), asked_to_end.clone());
         tasks.spawn(async move {
             tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+                _ = terminate.recv() => asked_to_end.cancel(),
+                _ = interrupt.recv() => asked_to_end.cancel(),
                 () = stop.cancelled() => {}
             }
             stop.cancel();
@@ -308,6 +298,9 @@ pub async fn up(flags: UpFlags) -> Result<(), UpError> {
     stop.cancel();
     while tasks.join_next().await.is_some() {}
     store.close().await;
+    if !asked_to_end.is_cancelled() {
+        return Err(UpError::ConductorEnded);
+    }
     eprintln!(
         "The server has ended; apps and their traffic go on. To end those too: vr-server down --data-dir {}",
         data_dir.display()
