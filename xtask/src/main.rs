@@ -1,5 +1,6 @@
-//! The project's own commands: `cargo xtask demo` and `cargo xtask test`.
+//! The project's own commands: `cargo xtask demo`, `cargo xtask test` and `cargo xtask bench`.
 
+mod bench;
 mod demo;
 mod steps;
 mod test;
@@ -26,12 +27,16 @@ enum Command {
     },
     /// Install what the tests need, then check formatting, lints and every test.
     Test,
+    /// Measure, and say which marks were reached.
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
     let done = match Args::parse().command {
         Command::Demo { keep } => demo::run(keep),
         Command::Test => test::run(),
+        Command::Bench(what) => bench::run(&what),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -20,6 +20,9 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("supervisord", "supervisor"),
 ];
 
+/// What the tests read without running it, and the Debian package that holds it.
+const FILES: [(&str, &str); 1] = [("/usr/lib/python3/dist-packages/yaml/__init__.py", "python3-yaml")];
+
 /// What Debian's packages ask before they start a service.
 const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
 
@@ -59,10 +62,11 @@ fn in_path(program: &str) -> bool {
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
 }
 
-/// Installs the packages of programs that are missing; gives those that could not be.
+/// Installs the packages of what is missing; gives those that could not be.
 fn install(root: bool) -> Result<Vec<&'static str>> {
-    let missing: Vec<_> =
-        PROGRAMS.iter().filter(|(program, _)| !in_path(program)).map(|(_, package)| *package).collect();
+    let programs = PROGRAMS.iter().filter(|(program, _)| !in_path(program));
+    let files = FILES.iter().filter(|(file, _)| !Path::new(file).exists());
+    let missing: Vec<_> = programs.chain(files).map(|(_, package)| *package).collect();
     if missing.is_empty() || !root || !Path::new("/usr/bin/apt-get").exists() {
         return Ok(missing);
     }

@@ -7,9 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use vr_common::build_data::BuildData;
-use vr_runner::container::{
-    BindMount, Capabilities, ContainerSpec, Credentials, Network, Program, RootFs, Streams,
-};
+use vr_runner::container::{BindMount, ContainerSpec, Credentials, Program, RootFs, System};
 use walkdir::WalkDir;
 
 use crate::BuildError;
@@ -105,7 +103,7 @@ impl Workspace {
                 upper: self.rootfs.clone(),
                 work: self.work.clone(),
             },
-            None => RootFs::HostBinds { rootfs: self.rootfs.clone() },
+            None => RootFs::Directory(self.rootfs.clone()),
         };
         let places: Vec<_> =
             buildpacks.iter().map(|buildpack| buildpack.mounted_at.display().to_string()).collect();
@@ -125,16 +123,11 @@ impl Workspace {
         let id = self.scratch.path().file_name().unwrap_or_default().display();
         let name = format!("build-{}-{id}", data.app_name);
         ContainerSpec {
-            hostname: name.clone(),
-            name,
-            root,
+            system: if image.is_some() { System::Own } else { System::OfHost },
             mounts,
             user: self.user.clone(),
             workdir: inside,
-            program,
-            capabilities: Capabilities::Usual,
-            network: Network::Host,
-            streams: Streams::InheritOutput,
+            ..ContainerSpec::new(name, root, program)
         }
     }
 

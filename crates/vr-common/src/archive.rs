@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use crate::lock::LockError;
 
+mod ahead;
 mod compression;
 mod pack;
 mod reader;
@@ -20,7 +21,7 @@ mod xattrs;
 
 pub use compression::{Compression, open_tarball};
 pub use pack::{PackOptions, PackSummary, pack};
-pub use remove::remove_tree;
+pub use remove::{bytes_in, remove_tree};
 pub(crate) use remove::remove_unfinished;
 pub use unpack::{Owner, SpecialFiles, UnpackOptions, UnpackSummary, unpack, unpack_atomically};
 

@@ -86,6 +86,8 @@ impl BuildData {
             )));
         }
         let mut data: Self = yaml::parse(name, text)?;
+        // It has no type of ours, so it means what it means to the buildpack that wrote it.
+        data.release_data = data.release_data.and_then(|_| mapping.get("release_data").cloned());
         data.unknown = mapping
             .into_iter()
             .filter(|(key, _)| !key.as_str().is_some_and(|key| KNOWN.contains(&key)))
@@ -141,6 +143,17 @@ extra: 1
         assert_eq!(data.app_repo_type, RepoType::Hg);
         assert_eq!(data.unknown["extra"].as_i64(), Some(1));
         assert_eq!(BuildData::parse("again", &data.to_yaml().unwrap()).unwrap(), data);
+    }
+
+    #[test]
+    fn what_a_buildpack_wrote_means_what_it_means_to_older_servers() {
+        let text =
+            format!("{SAMPLE}release_data: {{config_vars: {{A: 'yes', B: on, C: 1e3}}}}\nmode: 0755\n");
+        let data = BuildData::parse("b", &text).unwrap();
+        let written = data.to_yaml().unwrap();
+        assert!(written.contains("  config_vars:\n    A: 'yes'\n    B: true\n    C: '1e3'\n"), "{written}");
+        assert!(written.ends_with("extra: 1\nmode: 493\n"), "{written}");
+        assert_eq!(BuildData::parse("again", &written).unwrap(), data);
     }
 
     #[test]

@@ -19,10 +19,12 @@ use crate::lock::{FileLock, LockError};
 pub(crate) mod aside;
 mod http;
 mod progress;
+mod record;
 
 use aside::{AsideFile, hidden_sibling};
 use progress::Meter;
 pub use progress::Progress;
+use record::Record;
 
 /// Bytes that are copied at once.
 const CHUNK: usize = 128 * 1024;
@@ -78,9 +80,8 @@ impl FetchOptions {
 pub struct Fetched {
     /// The size of the file in bytes.
     pub bytes: u64,
-    /// The md5 sum in lower-case hexadecimal digits; `None` only when a file that was already there
-    /// was kept without one being asked for.
-    pub md5: Option<String>,
+    /// The md5 sum in lower-case hexadecimal digits.
+    pub md5: String,
     /// Whether anything was fetched; `false` when the file that was already there was kept.
     pub downloaded: bool,
 }
@@ -210,7 +211,7 @@ pub fn fetch(source: &str, target: &Path, options: &FetchOptions) -> Result<Fetc
                     return Err(FetchError::Md5Mismatch { source_shown: shown, expected, got });
                 }
                 aside.place().map_err(write_error)?;
-                return Ok(Fetched { bytes, md5: Some(got), downloaded: true });
+                return Ok(Fetched { bytes, md5: got, downloaded: true });
             }
             Err(Failure::Final(error)) => return Err(error),
             Err(Failure::Again { error, wait_at_least }) => (error, wait_at_least),
@@ -226,10 +227,12 @@ pub fn fetch(source: &str, target: &Path, options: &FetchOptions) -> Result<Fetc
     }
 }
 
-/// Like [`fetch`], but keeps a target that is already there and has the expected md5 sum, or for which none is given.
+/// Like [`fetch`], but keeps a target that is already there: with an expected md5 sum, one that has it; without, one that
+/// was fetched from the same source, or that somebody else put there.
 ///
-/// Callers for the same target, in this or other processes, wait for each other (a lock file `.{name}.lock`
-/// stays beside the target), so that the first fetches for all.
+/// What was found out about the target is kept beside it in `.{name}.sum`, so that a file that did not change since
+/// is not read again. Callers for the same target, in this or other processes, wait for each other (a lock file
+/// `.{name}.lock` stays beside the target), so that the first fetches for all.
 pub fn fetch_cached(source: &str, target: &Path, options: &FetchOptions) -> Result<Fetched, FetchError> {
     let expected = expected_md5(source, options)?;
     let write_error = |source| FetchError::Write { path: target.to_owned(), source };
@@ -240,20 +243,43 @@ pub fn fetch_cached(source: &str, target: &Path, options: &FetchOptions) -> Resu
     })?;
     match fs::metadata(target) {
         Ok(present) if present.is_file() => {
-            let kept = |md5| Fetched { bytes: present.len(), md5, downloaded: false };
-            let Some(expected) = expected else { return Ok(kept(None)) };
-            let got =
-                md5_file(target).map_err(|source| FetchError::Read { path: target.to_owned(), source })?;
-            if got == expected {
-                return Ok(kept(Some(got)));
+            let (record, is_new) = match Record::read(target, &present) {
+                Some(record) => (record, false),
+                None => {
+                    let read_error = |source| FetchError::Read { path: target.to_owned(), source };
+                    (Record::new(md5_file(target).map_err(read_error)?, source), true)
+                }
+            };
+            let is_right = match &expected {
+                Some(expected) => *expected == record.md5,
+                None => record.is_from(source),
+            };
+            if is_right {
+                if is_new {
+                    record.write(target, &present).map_err(write_error)?;
+                }
+                return Ok(Fetched { bytes: present.len(), md5: record.md5, downloaded: false });
             }
-            tracing::info!(target = %target.display(), "has another md5 sum than expected, fetching it again");
+            let why =
+                if expected.is_some() { "has another md5 sum than expected" } else { "is from elsewhere" };
+            tracing::info!(target = %target.display(), "{why}, fetching it again");
         }
         Ok(_) => return Err(write_error(io::Error::other("something that is not a file is in the way"))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(write_error(error)),
     }
-    fetch(source, target, options)
+    let fetched = fetch(source, target, options)?;
+    let present = fs::metadata(target).map_err(write_error)?;
+    Record::new(fetched.md5.clone(), source).write(target, &present).map_err(write_error)?;
+    Ok(fetched)
+}
+
+/// The md5 sum of `target`, if it was fetched from `source` by [`fetch_cached`] and did not change since. Nothing is
+/// fetched or read for it, and nobody waited for.
+pub fn known_md5(source: &str, target: &Path) -> Option<String> {
+    let present = fs::metadata(target).ok()?;
+    let record = Record::read(target, &present)?;
+    record.is_from(source).then_some(record.md5)
 }
 
 /// The md5 sum of a file, in lower-case hexadecimal digits.

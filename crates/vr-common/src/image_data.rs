@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_yaml::Value;
 
-use crate::proc_data::{Scalar, is_file_name, is_md5, is_variable_name};
+use crate::proc_data::{Scalar, is_file_name, is_md5, is_variable_name, prefer_texts};
 use crate::yaml::{self, YamlError};
 
 /// The contents of `image.yaml`. URLs may be http(s), `file://` or local paths.
@@ -38,7 +39,12 @@ impl ImageData {
 
     /// Parses and checks a text; `name` begins every error.
     pub fn parse(name: &str, text: &str) -> Result<Self, YamlError> {
-        let data: Self = yaml::parse(name, text)?;
+        let mut data: Self = yaml::parse(name, text)?;
+        if let (Some(env), Some(Value::Mapping(mapping))) =
+            (&mut data.env, yaml::parse_mapping(name, text)?.get("env"))
+        {
+            prefer_texts(env, mapping);
+        }
         let invalid = |message: String| Err(YamlError::Invalid { name: name.to_owned(), message });
         for (key, value) in
             [("base_image_name", &data.base_image_name), ("new_image_name", &data.new_image_name)]
@@ -73,9 +79,13 @@ new_image_name: my_awesome_image_20141031
 script_url: /path/to/my_provisioning_script.sh
 env:
   PATH: /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+  POWER: 1e3
+  MODE: 0755
 ",
         )
         .unwrap();
+        let env = data.env.unwrap();
+        assert_eq!((env["POWER"].0.as_str(), env["MODE"].0.as_str()), ("1e3", "0755"));
         assert_eq!(data.new_image_name, "my_awesome_image_20141031");
         let bad = "base_image_url: x\nbase_image_name: ../x\nnew_image_name: y\nscript_url: z\n";
         let message = ImageData::parse("i", bad).unwrap_err().to_string();

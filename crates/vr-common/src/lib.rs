@@ -16,6 +16,7 @@ pub mod host_api;
 pub mod image_data;
 pub mod lock;
 pub mod log;
+pub mod memory;
 pub mod names;
 pub mod paths;
 pub mod proc_data;

@@ -147,6 +147,16 @@ name_type! {
     }
 }
 name_type! {
+    /// What a container calls itself: letters, digits, `-` and `.`, as long as the kernel allows.
+    ContainerHostName, "host name", |t| {
+        let is_label = |label: &str| !label.is_empty() && !label.starts_with('-') && !label.ends_with('-');
+        word(t, "-.", "use only letters, digits, '-' and '.', with a letter or a digit at either end")
+            .or_else(|| {
+                (!t.split('.').all(is_label)).then_some("each part between its dots begins and ends with a letter or a digit")
+            })
+    }
+}
+name_type! {
     /// A revision of the app's repository: a tag, a branch or a hash. It is part of file names and of
     /// git's and hg's command lines, so it holds no `/`, no space and does not begin with `-`.
     Version, "version", |t| {

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_yaml::{Mapping, Value};
 
-use crate::names::{AppName, ConfigName, ContainerName, ProcName, ReleaseHash, Version};
+use crate::names::{
+    AppName, ConfigName, ContainerHostName, ContainerName, NameError, ProcName, ReleaseHash, Version,
+};
 use crate::yaml::{self, YamlError};
 
 /// A folder of the host that an app sees: `[host_dir, mountpoint]` or `[host_dir, mountpoint, ro]`.
@@ -124,6 +126,78 @@ impl<'de> Deserialize<'de> for PidsLimit {
     }
 }
 
+/// The longest `grace_period`, in seconds: a day.
+pub const LONGEST_GRACE_PERIOD: u32 = 86_400;
+
+fn grace_period<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    use serde::de::Error;
+    let text = Scalar::deserialize(deserializer)?.0;
+    let number = Some(&text).filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+    match number.and_then(|text| text.parse().ok()).filter(|number| *number <= LONGEST_GRACE_PERIOD) {
+        Some(number) => Ok(Some(number)),
+        None if text.is_empty() => Ok(None),
+        None => Err(D::Error::custom(format!(
+            "grace_period: {text:?} is not a number of seconds: expected one from 0 to {LONGEST_GRACE_PERIOD}"
+        ))),
+    }
+}
+
+/// The network that a proc sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// The host's.
+    #[default]
+    Host,
+    /// Nothing but a loopback interface of its own.
+    None,
+}
+
+impl Network {
+    fn is_host(&self) -> bool {
+        *self == Self::Host
+    }
+}
+
+impl<'de> Deserialize<'de> for Network {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error;
+        let expected = "expected host or none";
+        // Also an empty value is refused: it could be meant either way.
+        match Value::deserialize(deserializer)? {
+            Value::String(text) if text == "host" => Ok(Self::Host),
+            Value::String(text) if text == "none" => Ok(Self::None),
+            Value::String(text) => Err(D::Error::custom(format!("network: {expected}, found {text:?}"))),
+            other => Err(D::Error::custom(format!("network: {expected}, found {}", yaml::kind(&other)))),
+        }
+    }
+}
+
+fn hostname<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<ContainerHostName>, D::Error> {
+    use serde::de::Error;
+    let name = Option::<String>::deserialize(deserializer)?.map(|text| text.parse()).transpose();
+    name.map_err(|error: NameError| D::Error::custom(format!("hostname: {error}")))
+}
+
+/// A boolean, also in the words of YAML 1.1.
+fn truth<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    use serde::de::Error;
+    let value = Value::deserialize(deserializer)?;
+    let truth = match &value {
+        Value::String(text) => yaml::bare_word(text).and_then(|value| value.as_bool()),
+        value => value.as_bool(),
+    };
+    truth.ok_or_else(|| {
+        D::Error::custom(format!("read_only: expected true or false, found {}", yaml::kind(&value)))
+    })
+}
+
+fn is_false(truth: &bool) -> bool {
+    !truth
+}
+
 /// The contents of `proc.yaml`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -209,9 +283,18 @@ pub struct ProcData {
     /// Processes and threads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pids_limit: Option<PidsLimit>,
-    /// Seconds between the stop signal and KILL.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Seconds between the stop signal and KILL; at most [`LONGEST_GRACE_PERIOD`].
+    #[serde(deserialize_with = "grace_period", skip_serializing_if = "Option::is_none")]
     pub grace_period: Option<u32>,
+    /// The network that it sees.
+    #[serde(skip_serializing_if = "Network::is_host")]
+    pub network: Network,
+    /// Whether nothing of its root can be written but volumes and small temporary folders.
+    #[serde(deserialize_with = "truth", skip_serializing_if = "is_false")]
+    pub read_only: bool,
+    /// The container's host name; the container's own name when there is none.
+    #[serde(deserialize_with = "hostname", skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<ContainerHostName>,
     /// Every key that is not named above, in the file's order.
     #[serde(skip)]
     pub unknown: Mapping,
@@ -247,6 +330,9 @@ const KNOWN: &[&str] = &[
     "cpu_limit",
     "pids_limit",
     "grace_period",
+    "network",
+    "read_only",
+    "hostname",
 ];
 
 impl ProcData {
@@ -259,6 +345,11 @@ impl ProcData {
     pub fn parse(name: &str, text: &str) -> Result<Self, YamlError> {
         let mapping = yaml::parse_mapping(name, text)?;
         let mut data: Self = yaml::parse(name, text)?;
+        // What has no type of ours means what it means to the apps and servers that wrote and read it.
+        data.settings = data.settings.and_then(|_| mapping.get("settings").cloned());
+        if let (Some(env), Some(Value::Mapping(mapping))) = (&mut data.env, mapping.get("env")) {
+            prefer_texts(env, mapping);
+        }
         data.unknown = mapping
             .into_iter()
             .filter(|(key, _)| !key.as_str().is_some_and(|key| KNOWN.contains(&key)))
@@ -319,6 +410,16 @@ impl ProcData {
     }
 }
 
+/// A variable whose value is a text to either YAML 1.1 or 1.2 has that text: bare `1e3` (a text that PyYAML wrote) and
+/// bare `0755`, `12:30` and `yes` (somebody wrote what the variable is to be) stay as they are.
+pub(crate) fn prefer_texts(env: &mut BTreeMap<String, Scalar>, mapping: &Mapping) {
+    for (name, value) in env {
+        if let Some(text) = mapping.get(name.as_str()).and_then(Value::as_str) {
+            *value = Scalar(text.to_owned());
+        }
+    }
+}
+
 /// Whether a shell takes the text as a variable's name.
 pub fn is_variable_name(text: &str) -> bool {
     !text.is_empty()
@@ -354,6 +455,10 @@ volumes: [[/var/data, /data], [/srv, /srv, ro]]
 mem_limit: 256M
 cpu_limit: 0.5
 pids_limit: '100'
+grace_period: 0
+network: none
+read_only: yes
+hostname: web-1.example
 x_note: {kept: [1, 2]}
 ";
 
@@ -368,6 +473,9 @@ x_note: {kept: [1, 2]}
         assert_eq!(again, data);
         assert_eq!(again.cpu_limit, Some(CpuLimit { thousandths: 500 }));
         assert_eq!(again.pids_limit, Some(PidsLimit(100)));
+        assert_eq!((again.network, again.read_only, again.grace_period), (Network::None, true, Some(0)));
+        assert_eq!(again.hostname.as_ref().map(AsRef::as_ref), Some("web-1.example"));
+        assert!(text.contains("network: none\nread_only: true\nhostname: web-1.example\n"), "{text}");
         assert!(text.contains("cpu_limit: 0.5\n") && text.contains("pids_limit: 100\n"), "{text}");
         assert_eq!(again.unknown["x_note"]["kept"][1].as_i64(), Some(2));
         assert_eq!(again.settings.unwrap()["quote"].as_str(), Some("@How's it going?"));
@@ -379,6 +487,34 @@ x_note: {kept: [1, 2]}
         data.unknown.clear();
         let text = data.to_yaml().unwrap();
         assert!(ProcData::parse("again", &text).unwrap().unknown.is_empty());
+    }
+
+    #[test]
+    fn the_defaults_are_not_written() {
+        let data = ProcData::parse("p", "cmd: x\nnetwork: host\nread_only: off\n").unwrap();
+        assert_eq!((data.network, data.read_only, data.hostname.clone()), (Network::Host, false, None));
+        assert_eq!(data.to_yaml().unwrap(), "cmd: x\n");
+        assert_eq!(ProcData::parse("p", "cmd: x\ngrace_period: '86400'").unwrap().grace_period, Some(86_400));
+        assert_eq!(ProcData::parse("p", "cmd: x\ngrace_period:").unwrap().grace_period, None);
+    }
+
+    #[test]
+    fn settings_and_variables_mean_what_they_mean_to_python() {
+        let text = "cmd: x
+version: 7e123456
+settings: {mode: 0755, on: yes, text: 'yes', power: 1e3, <<: {time: 12:30:00}}
+env: {A: 1e3, B: 0755, C: yes, D: '1_0', E: 12:30, F: 0o17, G: 1.5, H: true}
+later: {debug: no}
+";
+        let data = ProcData::parse("proc.yaml", text).unwrap();
+        assert_eq!(data.version.as_ref().unwrap().as_str(), "7e123456");
+        let env: Vec<_> = data.env.as_ref().unwrap().values().map(|value| value.0.as_str()).collect();
+        assert_eq!(env, ["1e3", "0755", "yes", "1_0", "12:30", "0o17", "1.5", "true"]);
+        let written = data.to_yaml().unwrap();
+        let settings = "settings:\n  time: 45000\n  mode: 493\n  true: true\n  text: 'yes'\n  power: '1e3'\n";
+        assert!(written.contains(settings) && written.contains("version: '7e123456'\n"), "{written}");
+        assert!(written.ends_with("later:\n  debug: false\n"), "{written}");
+        assert_eq!(ProcData::parse("again", &written).unwrap(), data);
     }
 
     #[test]
@@ -396,6 +532,25 @@ x_note: {kept: [1, 2]}
             ("cmd: x\npids_limit: 0", "p: pids_limit: \"0\" is not a number of processes"),
             ("cmd: x\npids_limit: 1.5", "p: pids_limit: \"1.5\""),
             ("cmd: x\npids_limit: 9999999", "from 1 to 4194303"),
+            ("cmd: x\ngrace_period: -1", "p: grace_period: \"-1\" is not a number of seconds"),
+            ("cmd: x\ngrace_period: 1.5", "p: grace_period: \"1.5\""),
+            ("cmd: x\ngrace_period: 86401", "expected one from 0 to 86400"),
+            ("cmd: x\ngrace_period: 99999999999", "expected one from 0 to 86400"),
+            ("cmd: x\nnetwork: bridge", "p: network: expected host or none, found \"bridge\""),
+            ("cmd: x\nnetwork:", "p: network: expected host or none, found nothing"),
+            ("cmd: x\nnetwork: false", "p: network: expected host or none, found the boolean false"),
+            ("cmd: x\nread_only: maybe", "p: read_only: expected true or false, found a text"),
+            ("cmd: x\nread_only: 1", "p: read_only: expected true or false, found the number 1"),
+            ("cmd: x\nread_only:", "p: read_only: expected true or false, found nothing"),
+            ("cmd: x\nhostname: a_b", "p: hostname: \"a_b\" is not a valid host name: use only letters"),
+            ("cmd: x\nhostname: ''", "is not a valid host name: it is empty"),
+            ("cmd: x\nhostname: -a", "begins and ends with a letter or a digit"),
+            ("cmd: x\nhostname: a..b", "begins and ends with a letter or a digit"),
+            ("cmd: x\nhostname: [a]", "hostname: "),
+            (
+                "cmd: x\nhostname: a1234567890123456789012345678901234567890123456789012345678901234",
+                "it is longer than 64 bytes",
+            ),
             ("cmd: x\nbuild_md5: zz", "p: build_md5: expected 32 hexadecimal digits"),
             ("cmd: x\nvolumes: [[/a]]", "is not a volume"),
             ("cmd: x\nvolumes: [[/a, /../b]]", "without '..'"),

@@ -2,6 +2,15 @@
 //!
 //! The parser library by itself accepts alias and nesting bombs; every YAML text from outside goes through
 //! [`parse`], which first walks the document and counts what its aliases expand to.
+//!
+//! Values without a type of ours (settings, keys that we do not know) are YAML 1.1 as PyYAML reads it: apps and older
+//! servers do. [`to_string`] writes what readers of YAML 1.1 and of YAML 1.2 take for the same.
+
+mod emit;
+mod plain;
+#[cfg(test)]
+mod pyyaml_tests;
+mod read;
 
 use std::cell::Cell;
 use std::fmt;
@@ -71,14 +80,30 @@ pub fn read_file(path: &Path) -> Result<String, YamlError> {
 }
 
 /// Parses a text; `name` is the file's path, or says what the text is, and begins every error.
+///
+/// Texts are what is written, quoted or not; where `T` leaves the type open, YAML 1.2 decides: see [`parse_value`].
 pub fn parse<T: DeserializeOwned>(name: &str, text: &str) -> Result<T, YamlError> {
     check(name, text)?;
     serde_yaml::from_str(text).map_err(|e| invalid(name, &e))
 }
 
-/// Parses a text that must hold a mapping; an empty text is an empty one.
+/// Parses a text into what PyYAML makes of it: bare `yes`, `0755`, `12:30:00` and `1_000` are a boolean and numbers,
+/// bare `1e3` and `0o17` are texts, `<<` merges.
+///
+/// Dates and values with a tag of YAML's own (`!!binary`) are texts.
+pub fn parse_value(name: &str, text: &str) -> Result<Value, YamlError> {
+    check(name, text)?;
+    read::document(text).map_err(|e| invalid(name, &e))
+}
+
+/// What PyYAML makes of a word without quotes; nothing when it is an integer that 64 bits cannot hold.
+pub(crate) fn bare_word(word: &str) -> Option<Value> {
+    plain::resolve(word)
+}
+
+/// Parses a text that must hold a mapping, as [`parse_value`]; an empty text is an empty one.
 pub fn parse_mapping(name: &str, text: &str) -> Result<serde_yaml::Mapping, YamlError> {
-    match parse::<Value>(name, text)? {
+    match parse_value(name, text)? {
         Value::Null => Ok(serde_yaml::Mapping::new()),
         Value::Mapping(mapping) => Ok(mapping),
         other => Err(YamlError::Invalid {
@@ -88,10 +113,11 @@ pub fn parse_mapping(name: &str, text: &str) -> Result<serde_yaml::Mapping, Yaml
     }
 }
 
-/// Writes a value as YAML text.
+/// Writes a value as YAML text that PyYAML, other readers of YAML 1.1, and readers of YAML 1.2 take for the same.
 pub fn to_string<T: serde::Serialize>(value: &T) -> Result<String, YamlError> {
-    serde_yaml::to_string(value)
-        .map_err(|e| YamlError::Invalid { name: "YAML output".into(), message: e.to_string() })
+    let unwritable = |message| YamlError::Invalid { name: "YAML output".into(), message };
+    let value = serde_yaml::to_value(value).map_err(|e| unwritable(e.to_string()))?;
+    emit::document(&value).map_err(unwritable)
 }
 
 /// What a value is, for messages: `a list`, `the number 9`.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use vr_common::image_data::ImageData;
 use vr_common::paths::VrRoot;
-use vr_runner::container::{Capabilities, ContainerSpec, Credentials, Network, Program, RootFs, Streams};
+use vr_runner::container::{ContainerSpec, Program, RootFs};
 use vr_runner::job::Scratch;
 
 use crate::ImagerError;
@@ -86,21 +86,11 @@ impl Workspace {
             program = program.env(key, &value.0);
         }
         let name = format!("image-{}-{}", data.new_image_name, self.id());
-        ContainerSpec {
-            hostname: name.clone(),
-            name,
-            root: RootFs::Overlay {
-                lowers: vec![base.to_owned()],
-                upper: self.upper.clone(),
-                work: self.work.clone(),
-            },
-            mounts: Vec::new(),
-            user: Credentials::ROOT,
-            workdir: "/".into(),
-            program,
-            capabilities: Capabilities::Usual,
-            network: Network::Host,
-            streams: Streams::InheritOutput,
-        }
+        let root = RootFs::Overlay {
+            lowers: vec![base.to_owned()],
+            upper: self.upper.clone(),
+            work: self.work.clone(),
+        };
+        ContainerSpec::new(name, root, program)
     }
 }

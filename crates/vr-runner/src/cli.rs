@@ -11,6 +11,7 @@ use vr_common::lock::{FileLock, LockError};
 use vr_common::log;
 use vr_common::paths::VrRoot;
 
+use crate::container::Engine;
 use crate::proc::{self, LogFile, Proc, ProcError, RunOptions, Variant};
 
 const EXAMPLES: &str = "\
@@ -34,6 +35,9 @@ struct CommandLine {
     /// Say more; twice for everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// What makes the containers: own, or lxc for LXC 4 or later
+    #[arg(long, global = true, env = "VR_ENGINE", value_name = "ENGINE", default_value_t = Engine::Own)]
+    engine: Engine,
     #[command(subcommand)]
     command: Command,
 }
@@ -91,14 +95,15 @@ pub fn main(name: &'static str, variant: Variant) -> ExitCode {
         (false, _) => "trace",
     };
     log::init_tool(level);
-    match carry_out(&parsed.command, variant) {
+    match carry_out(&parsed.command, variant, parsed.engine) {
         Ok(code) => code,
         Err(error) => exit::report(&error, error.hint(), error.exit_code()),
     }
 }
 
-fn carry_out(command: &Command, variant: Variant) -> Result<ExitCode, ProcError> {
-    let load = |file: &Path| Proc::load(file, VrRoot::from_env(), variant);
+fn carry_out(command: &Command, variant: Variant, engine: Engine) -> Result<ExitCode, ProcError> {
+    let load =
+        |file: &Path| Proc::load(file, VrRoot::from_env(), variant).map(|proc| proc.with_engine(engine));
     match command {
         Command::Setup(File { file }) => {
             let _lock = lock(file)?;

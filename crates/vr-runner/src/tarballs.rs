@@ -1,4 +1,4 @@
-//! Tarballs of builds and images: fetched once, and marked so that it is known later what was unpacked from which.
+//! Tarballs of builds and images: fetched once, and known by their md5 sums.
 
 use std::fs;
 use std::io;
@@ -6,8 +6,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use vr_common::archive::{self, ArchiveError, UnpackOptions};
+use vr_common::archive::ArchiveError;
 use vr_common::fetch::{FetchError, FetchOptions, Progress, fetch_cached, without_credentials};
+use vr_common::lock::FileLock;
 use vr_common::proc_data::is_file_name;
 
 /// Why a tarball is not there, or not unpacked.
@@ -46,40 +47,75 @@ pub(crate) fn file_name(url: &str) -> Result<&str, TarballError> {
     }
 }
 
-/// Fetches a tarball unless the right one is there; gives a text that stands for this tarball and no other.
-pub(crate) fn fetch_marked(url: &str, tarball: &Path, md5: Option<&str>) -> Result<String, TarballError> {
+/// Fetches a tarball unless the right one is there; gives its md5 sum.
+///
+/// With `md5`, the right one has that sum, whatever its URL. Without, it is the one that was fetched from this URL, or
+/// that somebody put there by hand: its name alone does not say enough.
+pub(crate) fn fetch_checked(url: &str, tarball: &Path, md5: Option<&str>) -> Result<String, TarballError> {
     let options = FetchOptions { progress: Progress::Bar, ..FetchOptions::with_md5(md5) };
-    fetch_cached(url, tarball, &options)?;
-    let error = |source| TarballError::Io { path: tarball.to_owned(), source };
-    let found = fs::metadata(tarball).map_err(error)?;
-    // With a sum, a tarball that was deleted and fetched again is the same one.
-    Ok(match md5 {
-        Some(md5) => format!("md5 {md5}\n"),
-        None => {
-            let (inode, seconds, nanoseconds) = (found.ino(), found.ctime(), found.ctime_nsec());
-            format!("{} inode {inode} of {seconds}.{nanoseconds:09}\n", without_credentials(url))
-        }
-    })
+    Ok(fetch_cached(url, tarball, &options)?.md5)
 }
 
-/// Unpacks a tarball. One that is none is removed, so that it is fetched again the next time.
-pub(crate) fn unpack_or_discard(
+/// Passes on how an unpack went. A tarball that is none is removed, so that it is fetched again the next time.
+pub(crate) fn discard_if_broken<T>(
     tarball: &Path,
-    into: &Path,
-    options: &UnpackOptions,
-) -> Result<(), TarballError> {
-    let Err(error) = archive::unpack_atomically(tarball, into, options) else { return Ok(()) };
-    if matches!(error, ArchiveError::Corrupt { .. } | ArchiveError::UnknownCompression(_))
+    unpacked: Result<T, ArchiveError>,
+) -> Result<T, TarballError> {
+    if matches!(unpacked, Err(ArchiveError::Corrupt { .. } | ArchiveError::UnknownCompression(_)))
         && let Err(error) = fs::remove_file(tarball)
     {
         tracing::warn!(tarball = %tarball.display(), %error, "cannot remove a broken tarball");
     }
-    Err(error.into())
+    Ok(unpacked?)
+}
+
+/// Removes the parts of tarballs that killed fetches left in a folder; gives their names and sizes.
+pub(crate) fn remove_unfinished(folder: &Path) -> Result<Vec<(PathBuf, u64)>, TarballError> {
+    let error = |source| TarballError::Io { path: folder.to_owned(), source };
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        listed => listed.map_err(error)?,
+    };
+    let mut removed = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(error)?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if !name.starts_with('.') || !name.contains(".part-") {
+            continue;
+        }
+        let path = entry.path();
+        let Ok(found) = fs::symlink_metadata(&path) else { continue };
+        // Whoever fetches it has it locked.
+        if found.is_file()
+            && let Ok(_nobody) = FileLock::existing(&path)
+        {
+            fs::remove_file(&path).map_err(|source| TarballError::Io { path: path.clone(), source })?;
+            removed.push((path, found.blocks() * 512));
+        }
+    }
+    Ok(removed)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_nobody_fetches_any_more_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["build.tar.gz", ".build.tar.gz.lock", ".dead.tar.part-1", ".live.tar.part-2"] {
+            fs::write(dir.path().join(name), "content").unwrap();
+        }
+        let live = FileLock::existing(&dir.path().join(".live.tar.part-2")).unwrap();
+        let removed = remove_unfinished(dir.path()).unwrap();
+        assert_eq!(removed.len(), 1);
+        assert_eq!(removed[0].0, dir.path().join(".dead.tar.part-1"));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+        drop(live);
+        assert_eq!(remove_unfinished(dir.path()).unwrap().len(), 1);
+        assert!(remove_unfinished(&dir.path().join("missing")).unwrap().is_empty());
+    }
 
     #[test]
     fn the_tarball_is_named_after_the_url() {

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use vr_runner::container::{
-    BindMount, Capabilities, Container, ContainerError, ContainerSpec, Credentials, ExitStatus, Network,
-    Program, RootFs, Streams,
+    BindMount, Container, ContainerError, ContainerSpec, ExitStatus, Network, Program, RootFs, Streams,
+    System,
 };
 
 type Test = (&'static str, fn());
@@ -60,22 +60,16 @@ fn main() {
 
 fn shell(root: RootFs, script: &str) -> ContainerSpec {
     ContainerSpec {
-        name: "test".into(),
         hostname: "a-host-name-that-is-much-longer-than-the-sixty-four-bytes-that-the-kernel-takes".into(),
-        root,
-        mounts: Vec::new(),
-        user: Credentials::ROOT,
-        workdir: "/".into(),
-        program: Program::new("/bin/sh", ["-c", script]).env("LANG", "C"),
-        capabilities: Capabilities::Usual,
-        network: Network::Host,
         streams: Streams::Captured,
+        system: System::OfHost,
+        ..ContainerSpec::new("test", root, Program::new("/bin/sh", ["-c", script]).env("LANG", "C"))
     }
 }
 
 fn host() -> (TempDir, RootFs) {
     let dir = tempfile::tempdir().unwrap();
-    let root = RootFs::HostBinds { rootfs: dir.path().to_owned() };
+    let root = RootFs::Directory(dir.path().to_owned());
     (dir, root)
 }
 
@@ -94,6 +88,7 @@ fn with_host_system(mut spec: ContainerSpec, root: &Path) -> ContainerSpec {
     for name in ["bin", "lib", "lib64"] {
         let _ = symlink(format!("usr/{name}"), root.join(name));
     }
+    spec.system = System::Own;
     spec.mounts.push(BindMount { source: "/usr".into(), target: "/usr".into(), read_only: true });
     spec
 }
@@ -174,7 +169,7 @@ fn a_step_that_fails_is_named() {
     let mut spec = shell(root.clone(), "");
     spec.mounts.push(BindMount { source: "/etc".into(), target: "/.//.".into(), read_only: false });
     assert!(failure(spec).contains("cannot mount /etc on the root itself"));
-    let missing = RootFs::HostBinds { rootfs: dir.path().join("missing") };
+    let missing = RootFs::Directory(dir.path().join("missing"));
     assert!(failure(shell(missing, "")).contains("missing: No such file"));
     symlink("/", dir.path().join("link")).unwrap();
     let link = RootFs::Directory(dir.path().join("link"));

@@ -215,7 +215,10 @@ fn a_host_without_control_groups_refuses_limits_and_nothing_else() {
     let without_groups = |world: &World| {
         let mut unshare = vr_common::process::command("unshare");
         let script = "umount -R /sys/fs/cgroup && exec \"$0\" run \"$1\"";
-        unshare.env("VR_ROOT", world.root()).args(["--mount", "sh", "-c", script]);
+        unshare
+            .env("VR_ROOT", world.root())
+            .env("VR_ENGINE", support::engine())
+            .args(["--mount", "sh", "-c", script]);
         unshare.arg(env!("CARGO_BIN_EXE_vrun")).arg(world.file());
         finish(unshare)
     };

@@ -8,6 +8,7 @@ mod support;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use nix::sys::signal::Signal;
@@ -19,6 +20,14 @@ fn said(world: &World) -> String {
     let run = world.vrun("run");
     assert!(run.status.success(), "{}{}", text(&run.stdout), text(&run.stderr));
     text(&run.stdout)
+}
+
+/// With a folder that both the test and, as `/gate`, the app see.
+fn with_gate(world: World) -> (World, PathBuf) {
+    let gate = world.path().join("gate");
+    fs::create_dir(&gate).unwrap();
+    let volume = format!("volumes: [[{}, /gate, ro]]", gate.display());
+    (world.yaml(&volume), gate)
 }
 
 #[test]
@@ -248,7 +257,7 @@ fn a_second_run_of_the_same_proc_is_refused() {
 fn descriptors_and_ignored_signals_of_the_caller_do_not_reach_the_app() {
     let world = World::new("ls -l /proc/self/fd; grep -E 'SigIgn|SigBlk' /proc/self/status").ready();
     let mut shell = vr_common::process::command("/bin/bash");
-    shell.env("VR_ROOT", world.root()).arg("-c").arg(format!(
+    shell.env("VR_ROOT", world.root()).env("VR_ENGINE", support::engine()).arg("-c").arg(format!(
         "exec 7</etc/passwd 9>/dev/null; trap '' HUP PIPE USR1; exec {} run {}",
         env!("CARGO_BIN_EXE_vrun"),
         world.file().display()
@@ -346,8 +355,9 @@ fn an_app_of_another_user_may_open_its_streams_anew() {
 
 #[test]
 fn the_end_is_noticed_although_somebody_else_holds_the_output() {
-    let world =
-        World::new("echo ready; until [ -e /tmp/go ]; do sleep 0.01; done; echo last; exit 3").ready();
+    let world = World::new("echo ready; until [ -e /gate/go ]; do sleep 0.01; done; echo last; exit 3");
+    let (world, gate) = with_gate(world);
+    let world = world.ready();
     let (log, status) = (world.path().join("log"), world.path().join("status"));
     let mut command = world.command("run");
     command.arg("--log").arg(&log).arg("--status-file").arg(&status);
@@ -358,7 +368,7 @@ fn the_end_is_noticed_although_somebody_else_holds_the_output() {
     // As if the app had handed it to a process outside, which is possible over any socket.
     let output = format!("/proc/{}/fd/1", read().app_pid.unwrap());
     let _held = fs::File::options().write(true).open(output).unwrap();
-    fs::write(world.proc_folder().join("rootfs/tmp/go"), "").unwrap();
+    fs::write(gate.join("go"), "").unwrap();
     assert_eq!(run.end(), 3);
     assert_eq!(fs::read_to_string(&log).unwrap(), "ready\nlast\n");
     assert_eq!(read().exit_code, Some(3));
@@ -366,7 +376,8 @@ fn the_end_is_noticed_although_somebody_else_holds_the_output() {
 
 #[test]
 fn a_status_that_cannot_be_written_does_not_change_how_the_app_ended() {
-    let world = World::new("until [ -e /tmp/go ]; do sleep 0.01; done; exit 3").ready();
+    let (world, gate) = with_gate(World::new("until [ -e /gate/go ]; do sleep 0.01; done; exit 3"));
+    let world = world.ready();
     let folder = world.path().join("status");
     fs::create_dir(&folder).unwrap();
     let mut command = world.command("run");
@@ -374,7 +385,7 @@ fn a_status_that_cannot_be_written_does_not_change_how_the_app_ended() {
     let mut run = world.start_command(command);
     until("the status", || folder.join("status").exists());
     fs::remove_dir_all(&folder).unwrap();
-    fs::write(world.proc_folder().join("rootfs/tmp/go"), "").unwrap();
+    fs::write(gate.join("go"), "").unwrap();
     assert_eq!(run.end(), 3);
     assert!(run.output().contains("the end of the run is not in the status file"), "{}", run.output());
 }
@@ -390,7 +401,11 @@ fn the_keys_of_the_callers_session_stay_outside() {
     // KEYCTL_JOIN_SESSION_KEYRING: as after a login.
     let mut run = vr_common::process::command("perl");
     run.arg("-e").arg(format!("syscall({number}, 1, 0); {show}; exec @ARGV"));
-    run.arg(env!("CARGO_BIN_EXE_vrun")).arg("run").arg(world.file()).env("VR_ROOT", world.root());
+    run.arg(env!("CARGO_BIN_EXE_vrun"))
+        .arg("run")
+        .arg(world.file())
+        .env("VR_ROOT", world.root())
+        .env("VR_ENGINE", support::engine());
     let out = text(&finish(run).stdout);
     let keyrings: Vec<_> = out.lines().filter(|line| line.starts_with("keyring ")).collect();
     assert_eq!(keyrings.len(), 2, "{out}");
@@ -476,8 +491,9 @@ fn a_shell_has_the_apps_environment_next_to_the_running_app() {
         {
             assert!(out.contains(line), "{line}\n{out}");
         }
-        // In an image, what the shell writes is gone with it.
-        assert_eq!(world.proc_folder().join("rootfs/app/of-the-shell").exists(), !world.image);
+        // What the shell writes is gone with it.
+        assert!(world.proc_folder().join("rootfs/app/of-the-app").exists());
+        assert!(!world.proc_folder().join("rootfs/app/of-the-shell").exists());
         let left = fs::read_dir(world.proc_folder()).unwrap();
         let left = left.filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("scratch-"));
         assert_eq!(left.count(), 0);
@@ -509,7 +525,11 @@ fn a_shell_on_a_terminal_has_a_terminal_of_its_own() {
     for world in [World::new("").ready(), World::with_image("").ready()] {
         // util-linux's `script` gives vrun a terminal.
         let mut script = vr_common::process::command("script");
-        script.env("VR_ROOT", world.root()).env("TERM", "dumb").arg("-qec");
+        script
+            .env("VR_ROOT", world.root())
+            .env("VR_ENGINE", support::engine())
+            .env("TERM", "dumb")
+            .arg("-qec");
         script.arg(format!("{} shell {}", env!("CARGO_BIN_EXE_vrun"), world.file().display()));
         script.arg("/dev/null").stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut script = script.spawn().unwrap();
@@ -531,7 +551,7 @@ fn vrun_precise_always_uses_the_host_and_app_folder_needs_no_build() {
     world.pack();
     let precise = |verb: &str| {
         let mut vrun = vr_common::process::command(env!("CARGO_BIN_EXE_vrun_precise"));
-        vrun.env("VR_ROOT", world.root()).arg(verb).arg(world.file());
+        vrun.env("VR_ROOT", world.root()).env("VR_ENGINE", support::engine()).arg(verb).arg(world.file());
         finish(vrun)
     };
     assert!(precise("setup").status.success());

@@ -6,6 +6,7 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::PathBuf;
 
 use support::{World, finish, text, until};
 use vr_common::lock::FileLock;
@@ -20,6 +21,20 @@ fn refused(world: &World, code: i32) -> String {
     message
 }
 
+/// The folders of the unpacked builds.
+fn keys(world: &World) -> Vec<PathBuf> {
+    match fs::read_dir(world.root().join("builds/unpacked")) {
+        Ok(entries) => entries.map(|entry| entry.unwrap().path()).collect(),
+        Err(_) => Vec::new(),
+    }
+}
+
+fn the_only_layer(world: &World) -> PathBuf {
+    let keys = keys(world);
+    assert_eq!(keys.len(), 1, "{keys:?}");
+    keys[0].join("layer")
+}
+
 #[test]
 fn files_have_the_owner_and_the_modes_that_the_format_page_says() {
     let world = World::new("true").yaml("user: daemon\nenv: {SECRET: x}");
@@ -28,35 +43,47 @@ fn files_have_the_owner_and_the_modes_that_the_format_page_says() {
     fs::set_permissions(world.path().join("app/folder"), fs::Permissions::from_mode(0o500)).unwrap();
     let world = world.ready();
     let rootfs = world.proc_folder().join("rootfs");
-    let of = |name: &str| fs::symlink_metadata(rootfs.join(name)).unwrap();
+    let layer = the_only_layer(&world);
+    let in_layer = |name: &str| fs::symlink_metadata(layer.join(name)).unwrap();
     for name in ["app", "app/serve", "app/private", "app/folder"] {
-        assert_eq!((of(name).uid(), of(name).gid()), (1, 1), "{name}");
+        assert_eq!((in_layer(name).uid(), in_layer(name).gid()), (1, 1), "{name}");
     }
-    assert_eq!(of("app/private").mode() & 0o660, 0o660);
-    assert_eq!(of("app/folder").mode() & 0o750, 0o750);
+    assert_eq!(in_layer("app/private").mode() & 0o660, 0o660);
+    assert_eq!(in_layer("app/folder").mode() & 0o750, 0o750);
+    let of = |name: &str| fs::symlink_metadata(rootfs.join(name)).unwrap();
     for name in ["env.sh", "settings.yaml"] {
         assert_eq!((of(name).uid(), of(name).gid(), of(name).mode() & 0o7777), (0, 1, 0o640), "{name}");
     }
     assert_eq!(of("proc.sh").mode() & 0o7777, 0o755);
-    assert_eq!(fs::metadata(world.proc_folder()).unwrap().mode() & 0o7777, 0o700);
+    // Builds and settings are nobody else's business.
+    let unpacked = world.root().join("builds/unpacked");
+    for folder in
+        [world.proc_folder(), world.root().join("builds"), unpacked.clone(), keys(&world)[0].clone()]
+    {
+        assert_eq!(fs::metadata(&folder).unwrap().mode() & 0o7777, 0o700, "{}", folder.display());
+    }
+    let record = fs::metadata(world.proc_folder().join("setup.json")).unwrap();
+    assert_eq!((record.uid(), record.mode() & 0o7777), (0, 0o600));
 }
 
 #[test]
 fn setup_may_be_repeated_and_takes_a_new_build() {
     for world in [World::new as fn(&str) -> World, World::with_image] {
-        let world = world("echo first").ready();
+        let world = world("echo first; touch made-by-the-app; rm Procfile; ls").ready();
+        assert_eq!(text(&world.vrun("run").stdout), "first\nmade-by-the-app\nserve\n");
         let own = world.proc_folder().join("rootfs/app/made-by-the-app");
-        fs::write(&own, "").unwrap();
+        assert!(own.exists());
+        // The command comes from the build, whatever the app does to its copy.
         assert!(world.vrun("setup").status.success());
-        assert!(own.exists(), "the same build was unpacked again");
-        assert_eq!(text(&world.vrun("run").stdout), "first\n");
+        assert!(own.exists(), "what the app wrote is gone");
+        assert!(text(&world.vrun("run").stdout).starts_with("first\n"));
 
-        world.app_program("serve", "#!/bin/sh\necho second\n");
+        world.app_program("serve", "#!/bin/sh\necho second; ls\n");
         fs::remove_file(world.root().join("builds/build.tar.gz")).unwrap();
         world.pack();
         assert!(world.vrun("setup").status.success());
         assert!(!own.exists());
-        assert_eq!(text(&world.vrun("run").stdout), "second\n");
+        assert_eq!(text(&world.vrun("run").stdout), "second\nProcfile\nserve\n");
         assert!(world.vrun("teardown").status.success());
         assert!(!world.proc_folder().exists());
         assert!(world.vrun("teardown").status.success());
@@ -92,38 +119,42 @@ fn a_setup_that_was_killed_anywhere_is_repaired_by_the_next() {
         world.app(&format!("many/{number}"), "some content");
     }
     world.pack();
-    let places = [
-        world.root().join("images/tiny/image.tar"),
-        world.root().join("images/tiny/contents"),
-        world.proc_folder().join("rootfs"),
-        world.root().join("builds/build.tar.gz"),
-        world.proc_folder().join("rootfs/app/many"),
-        world.proc_folder().join("rootfs/env.sh"),
+    let layers = || keys(&world).into_iter().map(|key| key.join("layer"));
+    let places: [&dyn Fn() -> bool; 8] = [
+        &|| world.root().join("images/tiny/image.tar").exists(),
+        &|| {
+            let found = fs::read_dir(world.root().join("images/tiny")).into_iter().flatten();
+            found.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("contents-old-"))
+        },
+        &|| world.root().join("images/tiny/contents").exists(),
+        &|| world.proc_folder().join("rootfs").exists(),
+        &|| world.root().join("builds/build.tar.gz").exists(),
+        &|| keys(&world).iter().any(|key| key.join("unfinished/app/many").exists()),
+        &|| layers().any(|layer| layer.exists()),
+        &|| world.proc_folder().join("rootfs/env.sh").exists(),
     ];
     for place in places {
         let mut setup = world.start_command(world.command("setup"));
         // Killed when it has come this far, or as soon after it as may be; finished is also far enough.
-        until("a step of setup", || place.exists() || setup.child.try_wait().unwrap().is_some());
+        until("a step of setup", || place() || setup.child.try_wait().unwrap().is_some());
         let _ = setup.child.kill();
         setup.child.wait().unwrap();
-        if place.ends_with("many") {
-            assert_eq!(
-                fs::read_dir(&place).unwrap().count(),
-                2000,
-                "a half-unpacked build under its final name"
-            );
+        for layer in layers().filter(|layer| layer.exists()) {
+            let count = fs::read_dir(layer.join("app/many")).unwrap().count();
+            assert_eq!(count, 2000, "a half-unpacked build under its final name");
         }
     }
     let setup = world.vrun("setup");
     assert!(setup.status.success(), "{}", text(&setup.stderr));
     assert_eq!(text(&world.vrun("run").stdout), "works\n");
-    assert_eq!(fs::read_dir(world.proc_folder().join("rootfs/app/many")).unwrap().count(), 2000);
+    assert_eq!(fs::read_dir(the_only_layer(&world).join("app/many")).unwrap().count(), 2000);
+    assert!(!keys(&world)[0].join("unfinished").exists());
     for folder in [world.proc_folder(), world.root().join("images/tiny"), world.proc_folder().join("rootfs")]
     {
         for entry in fs::read_dir(&folder).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
             assert!(
-                !name.contains("part-") && !name.ends_with(".new"),
+                !name.contains("part-") && !name.contains("-old-") && !name.ends_with(".new"),
                 "left in {}: {name}",
                 folder.display()
             );
@@ -171,6 +202,19 @@ fn a_build_without_its_command_does_not_run_with_the_last_ones() {
     assert!(text(&run.stderr).contains("is not set up"), "{}", text(&run.stderr));
 }
 
+/// Another world's proc in the same `VR_ROOT`, as a proc of its own.
+fn beside(world: &World, other: &World, version: &str) -> impl Fn(&str) -> std::process::Command + use<> {
+    let text =
+        fs::read_to_string(other.file()).unwrap().replace("version: v1", &format!("version: {version}"));
+    fs::write(other.file(), text).unwrap();
+    let (root, file) = (world.root(), other.file());
+    move |verb| {
+        let mut command = vr_common::process::command(env!("CARGO_BIN_EXE_vrun"));
+        command.env("VR_ROOT", &root).env("VR_ENGINE", support::engine()).arg("-v").arg(verb).arg(&file);
+        command
+    }
+}
+
 #[test]
 fn two_builds_with_the_same_file_name_do_not_get_mixed_up() {
     let sum = |world: &World| {
@@ -183,20 +227,17 @@ fn two_builds_with_the_same_file_name_do_not_get_mixed_up() {
         world.extra = sum(world);
         world.write_yaml();
     }
-    // The same name of the proc, too, would be the same proc.
-    let text_of_other = fs::read_to_string(other.file()).unwrap().replace("version: v1", "version: v2");
-    fs::write(other.file(), text_of_other).unwrap();
-    let root = one.root();
+    let other_command = beside(&one, &other, "v2");
     // The first setup has fetched its tarball and is kept from unpacking it.
-    fs::create_dir_all(one.proc_folder()).unwrap();
-    let lock = FileLock::create(&one.proc_folder().join(".build.lock")).unwrap();
+    let md5 = one.extra.trim_start_matches("build_md5: ").trim();
+    let key = one.root().join(format!("builds/unpacked/{md5}-65534-65534"));
+    fs::create_dir_all(&key).unwrap();
+    let lock = FileLock::existing(&key).unwrap();
     let mut setup_one = one.command("setup");
     setup_one.arg("-v");
     let mut setup_one = one.start_command(setup_one);
-    setup_one.until_says("waiting for another process that unpacks to the same place");
-    let mut setup_other = other.command("setup");
-    setup_other.arg("-v").env("VR_ROOT", &root);
-    let mut setup_other = other.start_command(setup_other);
+    setup_one.until_says("waiting for another command that unpacks or removes the same build");
+    let mut setup_other = other.start_command(other_command("setup"));
     until("the second setup", || {
         setup_other.output().contains("waiting for another setup")
             || setup_other.child.try_wait().unwrap().is_some()
@@ -209,10 +250,181 @@ fn two_builds_with_the_same_file_name_do_not_get_mixed_up() {
         setup_one.output(),
         setup_other.output()
     );
-    let mut run_other = other.command("run");
-    run_other.env("VR_ROOT", &root);
     assert_eq!(text(&one.vrun("run").stdout), "one\n");
-    assert_eq!(text(&finish(run_other).stdout), "other\n");
+    assert_eq!(text(&finish(other_command("run")).stdout), "other\n");
+}
+
+#[test]
+fn a_build_of_the_same_name_from_elsewhere_is_another_build_also_without_sums() {
+    let (one, other) = (World::new("echo one"), World::new("echo other"));
+    other.pack();
+    let one = one.ready();
+    let other_command = beside(&one, &other, "v2");
+    assert!(finish(other_command("setup")).status.success());
+    for _ in 0..2 {
+        assert_eq!(text(&one.vrun("run").stdout), "one\n");
+        assert_eq!(text(&finish(other_command("run")).stdout), "other\n");
+        assert!(one.vrun("setup").status.success());
+        assert!(finish(other_command("setup")).status.success());
+    }
+    assert_eq!(keys(&one).len(), 2);
+}
+
+#[test]
+fn procs_of_the_same_build_share_it_and_write_to_their_own_folders() {
+    for world in [World::new as fn(&str) -> World, World::with_image] {
+        let world =
+            world("cat note 2>/dev/null; echo $PORT > note; rm file; ls; [ -w /app ] && echo writable");
+        world.app("file", "of the build");
+        let world = world.yaml("user: daemon").ready();
+        let layer = the_only_layer(&world);
+        let inode = fs::metadata(layer.join("app/file")).unwrap().ino();
+        let (second, other_user) = (World::new(""), World::new(""));
+        for (other, more) in [(&second, ""), (&other_user, "user: nobody\n")] {
+            let text = fs::read_to_string(world.file()).unwrap().replace("user: daemon\n", more);
+            let port = if more.is_empty() { "5002" } else { "5003" };
+            let text = text.replace("5001", port).replace(&*other.root().to_string_lossy(), "");
+            fs::write(other.file(), format!("{text}{}", if more.is_empty() { "user: daemon\n" } else { "" }))
+                .unwrap();
+        }
+        let (second, other_user) = (beside(&world, &second, "v2"), beside(&world, &other_user, "v3"));
+        // Without the tarball it is still there.
+        fs::remove_file(world.path().join("build.tar.gz")).unwrap();
+        assert!(finish(second("setup")).status.success());
+        assert_eq!(the_only_layer(&world), layer);
+        assert_eq!(fs::metadata(layer.join("app/file")).unwrap().ino(), inode, "unpacked again");
+        // Files of another owner are other files.
+        assert!(finish(other_user("setup")).status.success());
+        assert_eq!(keys(&world).len(), 2);
+        for (mut run, port) in
+            [(world.command("run"), "5001"), (second("run"), "5002"), (other_user("run"), "5003")]
+        {
+            run.env("VR_ROOT", world.root()).env("VR_ENGINE", support::engine());
+            let run = finish(run);
+            assert_eq!(text(&run.stdout), "Procfile\nnote\nserve\nwritable\n", "{}", text(&run.stderr));
+            let folder = world.root().join("procs");
+            let notes = fs::read_dir(folder).unwrap().filter(|entry| {
+                let note = entry.as_ref().unwrap().path().join("rootfs/app/note");
+                fs::read_to_string(note).is_ok_and(|text| text == format!("{port}\n"))
+            });
+            assert_eq!(notes.count(), 1);
+        }
+        assert_eq!(fs::read_to_string(layer.join("app/file")).unwrap(), "of the build");
+        assert!(!layer.join("app/note").exists());
+    }
+}
+
+#[test]
+fn two_setups_of_the_same_build_at_once_unpack_it_once() {
+    let world = World::new("echo works");
+    for number in 0..2000 {
+        world.app(&format!("many/{number}"), "some content");
+    }
+    world.pack();
+    let others: Vec<_> = (0..3).map(|_| World::new("")).collect();
+    let commands: Vec<_> = others
+        .iter()
+        .enumerate()
+        .map(|(number, other)| {
+            fs::copy(world.file(), other.file()).unwrap();
+            beside(&world, other, &format!("other{number}"))
+        })
+        .collect();
+    let mut setups: Vec<_> = commands.iter().map(|command| world.start_command(command("setup"))).collect();
+    for setup in &mut setups {
+        assert_eq!(setup.end(), 0, "{}", setup.output());
+    }
+    let said: String = setups.iter().map(|setup| setup.output()).collect();
+    assert_eq!(said.matches("unpacking").count(), 1, "{said}");
+    the_only_layer(&world);
+    for command in &commands {
+        assert_eq!(text(&finish(command("run")).stdout), "works\n");
+    }
+}
+
+#[test]
+fn a_proc_of_an_older_setup_keeps_its_copy_until_there_is_another_build() {
+    for world in [World::new as fn(&str) -> World, World::with_image] {
+        let mut world = world("echo first; ls");
+        world.pack();
+        let sum = |world: &World| vr_common::fetch::md5_file(&world.path().join("build.tar.gz")).unwrap();
+        world.extra = format!("build_md5: {}\n", sum(&world));
+        let world = world.ready();
+        // As it was when every proc had a copy of its build.
+        let folder = world.proc_folder();
+        let app = folder.join("rootfs/app");
+        fs::rename(the_only_layer(&world).join("app"), &app).unwrap();
+        vr_common::archive::remove_tree(&world.root().join("builds/unpacked")).unwrap();
+        fs::remove_file(folder.join("setup.json")).unwrap();
+        fs::write(folder.join("build.mark"), format!("md5 {}\nfor 65534:65534\n", sum(&world))).unwrap();
+        fs::remove_file(app.join("Procfile")).unwrap();
+        fs::write(app.join("own"), "").unwrap();
+        assert_eq!(text(&world.vrun("run").stdout), "first\nown\nserve\n");
+        fs::write(app.join("Procfile"), "web: ./serve\n").unwrap();
+        for _ in 0..2 {
+            assert!(world.vrun("setup").status.success());
+            assert_eq!(text(&world.vrun("run").stdout), "first\nProcfile\nown\nserve\n");
+        }
+        assert!(keys(&world).is_empty());
+
+        let mut world = world;
+        world.app_program("serve", "#!/bin/sh\necho second; ls\n");
+        world.pack();
+        world.extra = format!("build_md5: {}\n", sum(&world));
+        fs::create_dir(folder.join("build")).unwrap();
+        let world = world.ready();
+        assert_eq!(text(&world.vrun("run").stdout), "second\nProcfile\nserve\n");
+        assert!(!folder.join("build.mark").exists() && !folder.join("build").exists());
+        assert!(!app.join("own").exists());
+    }
+}
+
+#[test]
+fn files_of_a_build_do_not_stay_when_there_is_none_any_more() {
+    let world = World::new("touch /app/own").ready();
+    assert!(world.vrun("run").status.success());
+    let app = world.proc_folder().join("rootfs/app");
+    assert!(app.join("own").exists());
+    let text_of_file = fs::read_to_string(world.file()).unwrap();
+    let without = text_of_file.lines().filter(|line| !line.starts_with("build_url"));
+    let without = without.collect::<Vec<_>>().join("\n") + "\ncmd: ls -A /app\n";
+    fs::write(world.file(), without).unwrap();
+    for _ in 0..2 {
+        assert!(world.vrun("setup").status.success());
+        let run = world.vrun("run");
+        assert_eq!((text(&run.stdout).as_str(), run.status.code()), ("", Some(0)), "{}", text(&run.stderr));
+    }
+    let made = fs::metadata(&app).unwrap();
+    assert_eq!((made.uid(), made.mode() & 0o7777), (65534, 0o755));
+}
+
+#[test]
+fn the_user_stays_who_it_was_at_setup_whatever_the_app_writes() {
+    let script =
+        "id -u; id -g; echo 'imageuser:x:0:0::/:/bin/sh' > /etc/passwd; echo 'imagegroup:x:0:' > /etc/group";
+    let world = World::with_image(script).yaml("user: root").ready();
+    assert_eq!(text(&world.vrun("run").stdout), "0\n0\n");
+    let written = fs::read_to_string(world.proc_folder().join("rootfs/etc/passwd")).unwrap();
+    assert!(written.starts_with("imageuser:x:0"));
+    let world = world.yaml("");
+    let text_of_file = fs::read_to_string(world.file()).unwrap().replace("user: root", "user: imageuser");
+    fs::write(world.file(), text_of_file).unwrap();
+    assert!(world.vrun("setup").status.success());
+    assert_eq!(text(&world.vrun("run").stdout), "4321\n4322\n");
+}
+
+#[test]
+fn teardown_needs_nothing_of_the_file_but_the_name() {
+    let world = World::new("true").ready();
+    let whole = fs::read_to_string(world.file()).unwrap();
+    for more in ["mem_limit: lots", "cpu_limit: lots", "app_folder: /does/not/exist", "env: {A-B: x}"] {
+        fs::write(world.file(), &whole).unwrap();
+        assert!(world.vrun("setup").status.success());
+        fs::write(world.file(), format!("{whole}{more}\n")).unwrap();
+        let teardown = world.vrun("teardown");
+        assert!(teardown.status.success(), "{more}: {}", text(&teardown.stderr));
+        assert!(!world.proc_folder().exists(), "{more}");
+    }
 }
 
 #[test]
@@ -263,11 +475,12 @@ fn bad_tarballs_are_refused_and_leave_no_app() {
     let whole = fs::read(&tarball).unwrap();
     let app = world.proc_folder().join("rootfs/app");
     let cached = world.root().join("builds/build.tar.gz");
+    let nothing_is_unpacked = || !app.exists() && keys(&world).is_empty();
 
     fs::write(&tarball, &whole[..whole.len() / 2]).unwrap();
     let message = refused(&world, 1);
     assert!(message.contains("build.tar.gz"), "{message}");
-    assert!(!app.exists() && !cached.exists());
+    assert!(nothing_is_unpacked() && !cached.exists());
 
     let evil = world.path().join("evil");
     fs::create_dir_all(evil.join("x")).unwrap();
@@ -279,7 +492,11 @@ fn bad_tarballs_are_refused_and_leave_no_app() {
         assert!(tar.status().unwrap().success());
         let message = refused(&world, 1);
         assert!(message.contains("escaped"), "{message}");
-        assert!(!app.exists() && !world.proc_folder().join("escaped").exists());
+        assert!(nothing_is_unpacked());
+        for folder in [world.proc_folder(), world.root().join("builds"), world.root().join("builds/unpacked")]
+        {
+            assert!(!folder.join("escaped").exists(), "{}", folder.display());
+        }
         fs::remove_file(&cached).unwrap();
     }
 
@@ -291,7 +508,7 @@ fn bad_tarballs_are_refused_and_leave_no_app() {
     .unwrap();
     let message = refused(&world, 1);
     assert!(message.contains("00000000000000000000000000000000"), "{message}");
-    assert!(!cached.exists() && !app.exists());
+    assert!(!cached.exists() && nothing_is_unpacked());
 
     world.write_yaml();
     fs::remove_file(&tarball).unwrap();
@@ -305,18 +522,16 @@ fn links_in_the_root_never_lead_setup_or_teardown_to_the_host() {
     fs::create_dir(&victim).unwrap();
     fs::write(victim.join("env.sh"), "untouched").unwrap();
     let rootfs = world.proc_folder().join("rootfs");
-    vr_common::archive::remove_tree(&rootfs.join("app")).unwrap();
-    symlink(&victim, rootfs.join("app")).unwrap();
+    for name in ["app", "tmp"] {
+        vr_common::archive::remove_tree(&rootfs.join(name)).unwrap();
+        symlink(&victim, rootfs.join(name)).unwrap();
+    }
     for name in ["env.sh", "settings.yaml", "proc.sh"] {
         fs::remove_file(rootfs.join(name)).unwrap();
         symlink(victim.join(name), rootfs.join(name)).unwrap();
     }
-    for name in ["tmp", "run", "var", "dev"] {
-        vr_common::archive::remove_tree(&rootfs.join(name)).unwrap();
-    }
-    symlink(&victim, rootfs.join("tmp")).unwrap();
     assert!(world.vrun("setup").status.success());
-    assert!(rootfs.join("app").symlink_metadata().unwrap().is_dir());
+    assert!(rootfs.join("app").symlink_metadata().is_err(), "a link hides the build");
     // In the container that link leads to nothing, which stops the app and harms nobody.
     let run = world.vrun("run");
     assert_eq!(run.status.code(), Some(1));

@@ -4,7 +4,7 @@
 
 mod support;
 
-use support::{World, finish, text};
+use support::{World, finish, text, until};
 use vr_common::host_api::UptestResult;
 
 fn results(output: &std::process::Output) -> Vec<UptestResult> {
@@ -105,6 +105,44 @@ fn links_of_the_app_do_not_lead_to_the_host() {
     std::os::unix::fs::symlink(&outside, world.path().join("app/uptests/web")).unwrap();
     let world = world.ready();
     assert_eq!(text(&world.vrun("uptest").stdout), "[]\n");
+}
+
+#[test]
+fn what_the_app_writes_neither_breaks_nor_fakes_its_tests() {
+    for world in [World::new as fn(&str) -> World, World::with_image] {
+        // As root it can write to all of its system.
+        let world = world(
+            "rm -r /app/uptests/web/2_removed /app/helper; mkdir -p /app/uptests/web /app/.profile.d
+             for test in 1_fails 3_added; do echo '#!/bin/sh' > /app/uptests/web/$test; chmod +x /app/uptests/web/$test; done
+             echo 'exit 0' > /proc.sh; echo 'exit 0' > /env.sh; echo 'exit 0' > /app/.profile.d/a
+             ls /app/uptests/web; echo ready; sleep 1000",
+        )
+        .yaml("user: root\nenv: {A: yaml}");
+        world.app("helper", "");
+        world.app_program("uptests/web/1_fails", "#!/bin/sh\nexit 1\n");
+        world.app_program(
+            "uptests/web/2_removed",
+            "#!/bin/sh\n[ -e /app/helper ] && echo $A && touch /app/made && ! ls /app/.profile.d\n",
+        );
+        let world = world.ready();
+        let mut run = world.start();
+        run.until_says("1_fails\n3_added\nready");
+        for _ in 0..2 {
+            let found = results(&world.vrun("uptest"));
+            let names: Vec<_> = found.iter().map(|r| (r.name.as_str(), r.passed)).collect();
+            assert_eq!(names, [("1_fails", false), ("2_removed", true)], "{found:?}");
+            assert!(found[1].output.starts_with("yaml\n"), "{found:?}");
+        }
+        assert!(!world.proc_folder().join("rootfs/app/made").exists());
+        assert!(run.child.try_wait().unwrap().is_none());
+        drop(run);
+        // The next run starts as setup wanted it, but for what is in `/app`.
+        std::fs::remove_file(world.proc_folder().join("rootfs/app/.profile.d/a")).unwrap();
+        until("the end of the last run", || world.vrun("setup").status.success());
+        let mut again = world.start();
+        again.until_says("ready");
+        assert_eq!(again.child.try_wait().unwrap(), None);
+    }
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! Removing whole folders.
 
+use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags, chmod, openat2, renameat, unlinkat};
@@ -49,6 +51,27 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// What a file or a folder takes on disk, in bytes, about: what cannot be looked at is left out. For people who are
+/// to be told what a removal brings.
+pub fn bytes_in(path: &Path) -> u64 {
+    let mut bytes = 0;
+    let mut seen = BTreeSet::new();
+    let mut left = vec![path.to_owned()];
+    while let Some(path) = left.pop() {
+        let Ok(found) = std::fs::symlink_metadata(&path) else { continue };
+        if found.nlink() > 1 && !found.is_dir() && !seen.insert((found.dev(), found.ino())) {
+            continue;
+        }
+        bytes += found.blocks() * 512;
+        if found.is_dir()
+            && let Ok(entries) = std::fs::read_dir(&path)
+        {
+            left.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
+        }
+    }
+    bytes
 }
 
 /// Removes what killed processes left unfinished beside `target`. The caller holds the lock that keeps others

@@ -20,6 +20,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use tar::EntryType;
 
+use super::ahead::ReadAhead;
 use super::compression::{Compression, open_known};
 use super::reader::{Member, TarReader};
 use super::remove::{remove_tree, remove_unfinished};
@@ -124,6 +125,8 @@ pub struct UnpackSummary {
 /// entry that would end up outside of the folder or that goes through a symbolic link, or exceeds a limit.
 pub fn unpack(tarball: &Path, into: &Path, options: &UnpackOptions) -> Result<UnpackSummary, ArchiveError> {
     let (compression, reader) = open_known(tarball)?;
+    let reader =
+        ReadAhead::start(reader).map_err(|source| ArchiveError::Open { path: tarball.to_owned(), source })?;
     let make_error = |source| ArchiveError::Place { action: "make", path: into.to_owned(), source };
     fs::create_dir_all(into).map_err(make_error)?;
     let root = rustix::fs::open(into, FOLDER, Mode::empty()).map_err(|error| make_error(error.into()))?;
@@ -236,7 +239,7 @@ struct Unpacker<'a> {
 }
 
 impl Unpacker<'_> {
-    fn run(mut self, reader: Box<dyn Read + Send>) -> Result<UnpackSummary, ArchiveError> {
+    fn run(mut self, reader: impl Read) -> Result<UnpackSummary, ArchiveError> {
         let tarball = self.tarball;
         let expected = self.compression.describe();
         let corrupt = |source| ArchiveError::Corrupt { path: tarball.to_owned(), expected, source };

@@ -71,7 +71,7 @@ fn a_file_comes_over_http_with_its_sum() {
     let target = dir.path().join("missing/folder/build.tar.gz");
     let (address, requests) = serve(vec![whole()]);
     let fetched = fetch(&format!("http://{address}/a/b?c=d"), &target, &impatient()).unwrap();
-    assert_eq!(fetched, Fetched { bytes: 14, md5: Some(md5(BODY)), downloaded: true });
+    assert_eq!(fetched, Fetched { bytes: 14, md5: md5(BODY), downloaded: true });
     assert_eq!(fs::read(&target).unwrap(), BODY);
     assert!(requests.recv().unwrap().starts_with("GET /a/b?c=d HTTP/1.1\r\n"));
     assert_eq!(names(target.parent().unwrap()), ["build.tar.gz"]);
@@ -272,7 +272,66 @@ fn a_cached_file_is_fetched_only_when_it_is_missing_or_differs() {
     assert_eq!(fs::read_to_string(&target).unwrap(), "two");
     assert!(matches!(get(Some(&md5(b"three"))), Err(FetchError::Md5Mismatch { .. })));
     assert_eq!(fs::read_to_string(&target).unwrap(), "two");
-    assert_eq!(names(target.parent().unwrap()), [".target.lock", "target"]);
+    assert_eq!(names(target.parent().unwrap()), [".target.lock", ".target.sum", "target"]);
+}
+
+#[test]
+fn a_file_of_the_same_name_from_elsewhere_is_not_taken_for_the_right_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("cache/target");
+    let source = |name: &str| {
+        fs::create_dir_all(dir.path().join(name)).unwrap();
+        let path = dir.path().join(name).join("target");
+        fs::write(&path, name).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (one, two) = (source("one"), source("two"));
+    let get =
+        |from: &str, md5: Option<&str>| fetch_cached(from, &target, &FetchOptions::with_md5(md5)).unwrap();
+    assert_eq!(known_md5(&one, &target), None);
+    for (from, md5_given, expected, downloaded) in [
+        (&one, None, "one", true),
+        (&one, None, "one", false),
+        (&two, None, "two", true),
+        (&one, None, "one", true),
+        (&one, Some(md5(b"one")), "one", false),
+        // The sum says more than the place.
+        (&two, Some(md5(b"one")), "one", false),
+        (&one, None, "one", false),
+    ] {
+        let fetched = get(from, md5_given.as_deref());
+        assert_eq!((fetched.md5, fetched.downloaded), (md5(expected.as_bytes()), downloaded), "{expected}");
+        assert_eq!(fs::read_to_string(&target).unwrap(), expected);
+    }
+    assert_eq!(known_md5(&one, &target), Some(md5(b"one")));
+    assert_eq!(known_md5(&two, &target), None);
+    // What somebody put there by hand is taken as it is.
+    fs::write(&target, "by hand").unwrap();
+    assert_eq!(known_md5(&one, &target), None);
+    let fetched = get(&two, None);
+    assert_eq!((fetched.md5, fetched.downloaded), (md5(b"by hand"), false));
+}
+
+#[test]
+fn a_file_that_did_not_change_is_not_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, target) = (dir.path().join("source"), dir.path().join("target"));
+    fs::write(&source, "content").unwrap();
+    let sum = md5(b"content");
+    let options = FetchOptions::with_md5(Some(&sum));
+    fetch_cached(source.to_str().unwrap(), &target, &options).unwrap();
+    let record = dir.path().join(".target.sum");
+    let other = "0".repeat(32);
+    fs::write(&record, fs::read_to_string(&record).unwrap().replace(&sum, &other)).unwrap();
+    // The record is believed, so nobody looked.
+    let fetched = fetch_cached(source.to_str().unwrap(), &target, &FetchOptions::with_md5(Some(&other)));
+    assert_eq!(fetched.unwrap().md5, other);
+    // A record that makes no sense is none.
+    for nonsense in ["", "x", "a b of c\n"] {
+        fs::write(&record, nonsense).unwrap();
+        let fetched = fetch_cached(source.to_str().unwrap(), &target, &options).unwrap();
+        assert_eq!((fetched.md5, fetched.downloaded), (sum.clone(), false));
+    }
 }
 
 #[test]

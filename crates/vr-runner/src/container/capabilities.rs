@@ -5,14 +5,15 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 
+use super::identities::Identities;
 use super::mounts::{Step, explain};
-use super::{Capabilities, Credentials};
+use super::{Capabilities, ContainerSpec};
 
 /// Not among them, and dropped because they reach beyond the container: mac_admin mac_override mknod setpcap
 /// sys_admin sys_boot sys_module sys_nice sys_pacct sys_rawio sys_resource sys_time sys_tty_config, and also
 /// dac_read_search (opens any file of the host by its handle), net_admin (the network is the host's) and
 /// sys_ptrace.
-const USUAL: CapabilitySet = CapabilitySet::CHOWN
+pub(super) const USUAL: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::FSETID)
@@ -26,20 +27,30 @@ const USUAL: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::AUDIT_WRITE);
 
 /// Becomes the user and gives every other privilege up for good.
-pub(super) fn become_user(user: &Credentials, policy: Capabilities) -> Step<()> {
-    let kept = match policy {
+pub(super) fn become_user(spec: &ContainerSpec, identities: &Identities) -> Step<()> {
+    let (user, drop) = (&spec.user, spec.hardening.drop_capabilities);
+    let kept = match spec.capabilities {
         Capabilities::Usual if user.uid == 0 => USUAL,
         Capabilities::Usual | Capabilities::None => CapabilitySet::empty(),
     };
-    // While there still is the right to do so (setpcap): nothing run later can get more than this.
-    limit_what_can_ever_be_had(kept)?;
-    let groups: Vec<_> = user.groups.iter().map(|gid| nix::unistd::Gid::from_raw(*gid)).collect();
-    nix::unistd::setgroups(&groups).map_err(explain("set the groups"))?;
+    if drop {
+        // While there still is the right to do so (setpcap): nothing run later can get more than this.
+        limit_what_can_ever_be_had(kept)?;
+    }
+    if let Some(groups) = identities.groups(user) {
+        let groups: Vec<_> = groups.iter().map(|gid| nix::unistd::Gid::from_raw(*gid)).collect();
+        nix::unistd::setgroups(&groups).map_err(explain("set the groups"))?;
+    }
     let (uid, gid) = (nix::unistd::Uid::from_raw(user.uid), nix::unistd::Gid::from_raw(user.gid));
     nix::unistd::setresgid(gid, gid, gid).map_err(explain(format_args!("become group {gid}")))?;
     nix::unistd::setresuid(uid, uid, uid).map_err(explain(format_args!("become user {uid}")))?;
-    keep_only(kept)?;
-    set_no_new_privs(true).map_err(explain("refuse new privileges"))
+    if drop {
+        keep_only(kept)?;
+    }
+    if spec.hardening.no_new_privileges {
+        set_no_new_privs(true).map_err(explain("refuse new privileges"))?;
+    }
+    Ok(())
 }
 
 /// What the container's init needs once the root is built: to signal the program, whoever it runs as.

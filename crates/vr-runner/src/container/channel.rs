@@ -1,5 +1,5 @@
 //! What a new container tells its parent while it is being made, over a socket pair of whole messages that closes
-//! by itself when the program runs.
+//! by itself when the program runs. The container's init tells its program to go on over another one.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -15,9 +15,11 @@ use rustix::net::{
 pub(super) enum Message {
     /// A step failed; the whole story in words.
     Failed(String),
-    /// The other end of the program's terminal.
+    /// The user namespace that was tried cannot be had for this container; why not.
+    NoIdentities(String),
+    /// An end of the program's terminal.
     Terminal(OwnedFd),
-    /// The program is about to run; its process number as the parent sees it.
+    /// The program is about to run, or may: its process number as the parent sees it.
     Ready(i32),
     /// The program runs: nobody is left who could say anything.
     Closed,
@@ -48,6 +50,11 @@ fn send(to: BorrowedFd<'_>, kind: u8, text: &[u8], handle: Option<BorrowedFd<'_>
 /// Tells the parent what failed. If it cannot be told, there is nobody left to tell.
 pub(super) fn send_failure(to: impl AsFd, text: &str) {
     let _ = send(to.as_fd(), b'E', text.as_bytes(), None);
+}
+
+/// Tells the parent to try another user namespace.
+pub(super) fn send_no_identities(to: impl AsFd, text: &str) {
+    let _ = send(to.as_fd(), b'I', text.as_bytes(), None);
 }
 
 /// Hands the terminal over.
@@ -86,6 +93,7 @@ pub(super) fn receive(from: impl AsFd) -> io::Result<Message> {
     match text[..received.bytes].split_first() {
         None => Ok(Message::Closed),
         Some((b'E', words)) => Ok(Message::Failed(String::from_utf8_lossy(words).into_owned())),
+        Some((b'I', words)) => Ok(Message::NoIdentities(String::from_utf8_lossy(words).into_owned())),
         Some((b'T', _)) => handle.map(Message::Terminal).ok_or_else(odd),
         Some((b'R', _)) => Ok(Message::Ready(pid)),
         Some(_) => Err(odd()),

@@ -16,11 +16,16 @@ pub enum ContainerError {
         /// How many threads there are.
         threads: usize,
     },
-    /// The caller is not root.
-    #[error("container {name}: only root can make containers")]
-    NotRoot {
+    /// An ordinary user makes containers by way of a user namespace, and may not have one.
+    #[error(
+        "container {name}: this user may not make user namespaces, which containers need without root (see the kernel's \
+         user.max_user_namespaces and kernel.unprivileged_userns_clone, and AppArmor)"
+    )]
+    NoUserNamespace {
         /// The container.
         name: String,
+        /// What the kernel said.
+        source: io::Error,
     },
     /// The description cannot be carried out.
     #[error("container {name}: {reason}")]

@@ -6,9 +6,10 @@
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -22,7 +23,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{WaitOptions, chdir, ioctl_tiocsctty, set_parent_process_death_signal, umask, wait};
 
-use super::mounts::{Step, explain};
+use super::channel::Message;
+use super::identities::{Identities, number_in_proc};
+use super::mounts::{Step, Trouble, explain};
+use super::seccomp::Filter;
+use super::sys::Cloned;
 use super::{ContainerSpec, ExitStatus, Network, Streams, capabilities, channel, root, sys};
 
 /// The signals that init passes on to the program.
@@ -38,9 +43,9 @@ pub(super) const PASSED_ON: [Signal; 8] = [
 ];
 
 /// The exit code of a container that was never ready.
-const NOT_READY: i32 = 125;
+pub(super) const NOT_READY: i32 = 125;
 
-/// The descriptors that the parent made for its new container.
+/// What the parent made for its new container.
 pub(super) struct Lines {
     /// Where messages about the start go; closed once the program runs.
     pub channel: OwnedFd,
@@ -48,8 +53,17 @@ pub(super) struct Lines {
     pub status: OwnedFd,
     /// Readable once the parent is dead.
     pub parent: OwnedFd,
+}
+
+/// What a new container is made from, all of it the parent's.
+pub(super) struct Plan<'a> {
+    pub spec: &'a ContainerSpec,
+    /// Who its users are outside.
+    pub identities: &'a Identities,
+    /// Which system calls its program may make.
+    pub filter: Option<&'a Filter>,
     /// The control groups to enter, by name and by the file that a process enters with.
-    pub groups: Vec<(PathBuf, File)>,
+    pub groups: &'a [(PathBuf, File)],
 }
 
 /// The program's end in five bytes.
@@ -74,62 +88,72 @@ pub(super) fn decode(bytes: &[u8]) -> Option<ExitStatus> {
 }
 
 /// Process 1 of a new container. Never returns.
-pub(super) fn be_init(spec: ContainerSpec, lines: Lines) -> ! {
-    match prepare(&spec, &lines).and_then(|terminal| start_program(&spec, &lines, terminal)) {
+pub(super) fn be_init(plan: Plan<'_>, lines: Lines) -> ! {
+    match prepare(&plan, &lines).and_then(|()| start_program(&plan, &lines)) {
         Ok(program) => {
             // The parent reads an end of messages as "it runs", so init's own copy has to go.
             drop(lines.channel);
             watch(program, &lines.status)
         }
-        Err(message) => {
-            channel::send_failure(&lines.channel, &message);
+        Err(trouble) => {
+            match trouble {
+                Trouble::Failed(words) => channel::send_failure(&lines.channel, &words),
+                Trouble::NoIdentities(words) => channel::send_no_identities(&lines.channel, &words),
+            }
             sys::exit_now(NOT_READY)
         }
     }
 }
 
-/// The program's end of its terminal, if it is to have one.
-type Terminal = Option<OwnedFd>;
-
-fn prepare(spec: &ContainerSpec, lines: &Lines) -> Step<Terminal> {
-    set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-        .map_err(explain("die with the parent"))?;
-    // It may have died before that call, and then no signal would ever come.
-    if is_readable(&lines.parent) {
-        sys::exit_now(NOT_READY);
-    }
-    enter_groups(&lines.groups)?;
+fn prepare(plan: &Plan<'_>, lines: &Lines) -> Result<(), Trouble> {
+    let spec = plan.spec;
+    die_with(&lines.parent)?;
+    enter_groups(plan.groups, spec.hardening.cgroup_namespace)?;
     sys::reset_signal_handlers();
     block_signals().map_err(explain("block signals"))?;
     setsid().map_err(explain("start a session"))?;
-    leave_keyring()?;
+    if spec.hardening.new_keyring {
+        leave_keyring()?;
+    }
     umask(Mode::from_raw_mode(0o022));
-    nix::unistd::sethostname(short_host_name(&spec.hostname)).map_err(explain("set the host name"))?;
+    if plan.identities.is_one_user() {
+        plan.identities.write("/proc/self").map_err(explain("set up the user namespace"))?;
+    }
+    if spec.hardening.host_name_namespace {
+        nix::unistd::sethostname(short_host_name(&spec.hostname)).map_err(explain("set the host name"))?;
+    }
     if spec.network == Network::None {
         let socket =
             rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
                 .map_err(explain("make a socket"))?;
         sys::loopback_up(socket).map_err(explain("switch the loopback interface on"))?;
     }
-    root::build(spec)?;
-    let terminal = connect_streams(spec, lines)?;
-    let _ = rustix::thread::set_name(c"vr-init");
-    // Init keeps a copy of the caller's memory and environment, which even root inside must not read.
-    nix::sys::prctl::set_dumpable(false).map_err(explain("protect the memory of init"))?;
-    Ok(terminal)
+    chdir("/").map_err(explain("leave the caller's folder"))?;
+    Ok(connect_streams(spec)?)
+}
+
+pub(super) fn die_with(parent: &OwnedFd) -> Step<()> {
+    set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(explain("die with the parent"))?;
+    // It may have died before that call, and then no signal would ever come.
+    if is_readable(parent) {
+        sys::exit_now(NOT_READY);
+    }
+    Ok(())
 }
 
 /// Before anything of the container is made, so that all of it counts.
-fn enter_groups(groups: &[(PathBuf, File)]) -> Step<()> {
+pub(super) fn enter_groups(groups: &[(PathBuf, File)], own_namespace: bool) -> Step<()> {
     for (path, entry) in groups {
         // To the kernel, 0 is the writer.
         rustix::io::write(entry, b"0")
             .map_err(explain(format_args!("enter the control group {}", path.display())))?;
     }
-    if groups.is_empty() {
+    if !own_namespace {
         return Ok(());
     }
-    // Anew: what was made along with this process begins at the caller's groups.
+    // Not along with this process, which began in the caller's groups. A kernel without cgroups has no namespaces for
+    // them either.
     match unshare(CloneFlags::CLONE_NEWCGROUP) {
         Err(Errno::EINVAL) => Ok(()),
         done => done.map_err(explain("hide the host's control groups")),
@@ -137,7 +161,7 @@ fn enter_groups(groups: &[(PathBuf, File)]) -> Step<()> {
 }
 
 /// Whoever is in a session can read the keys of its keyring, and this one is the caller's, such as root's login.
-fn leave_keyring() -> Step<()> {
+pub(super) fn leave_keyring() -> Step<()> {
     match sys::new_session_keyring() {
         // A kernel without keyrings has nothing to leak.
         Err(error) if error.raw_os_error() == Some(nix::libc::ENOSYS) => Ok(()),
@@ -150,14 +174,14 @@ fn is_readable(fd: impl AsFd) -> bool {
     poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
-fn block_signals() -> io::Result<()> {
+pub(super) fn block_signals() -> io::Result<()> {
     let mut signals: SigSet = PASSED_ON.into_iter().collect();
     signals.add(Signal::SIGCHLD);
     Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&signals), None)?)
 }
 
 /// The part of a name that fits into a host name of 64 bytes.
-fn short_host_name(name: &str) -> &OsStr {
+pub(super) fn short_host_name(name: &str) -> &OsStr {
     let mut end = name.len().min(64);
     while !name.is_char_boundary(end) {
         end -= 1;
@@ -165,50 +189,102 @@ fn short_host_name(name: &str) -> &OsStr {
     OsStr::new(&name[..end])
 }
 
-fn connect_streams(spec: &ContainerSpec, lines: &Lines) -> Step<Terminal> {
-    match &spec.streams {
-        Streams::Given { stdin, stdout, stderr } => {
-            dup2_stdin(stdin).map_err(explain("connect standard input"))?;
-            dup2_stdout(stdout).map_err(explain("connect standard output"))?;
-            dup2_stderr(stderr).map_err(explain("connect standard error"))?;
-            Ok(None)
-        }
-        Streams::Terminal => {
-            // From the container's own devpts, so that it has a name there.
-            let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)
-                .map_err(explain("open a terminal"))?;
-            grantpt(&master).and_then(|()| unlockpt(&master)).map_err(explain("unlock the terminal"))?;
-            let name = ptsname_r(&master).map_err(explain("find the terminal's name"))?;
-            let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-            let slave = rustix::fs::open(name.as_str(), flags, Mode::empty())
-                .map_err(explain(format_args!("open {name}")))?;
-            let _ = rustix::fs::fchown(&slave, Some(rustix::fs::Uid::from_raw(spec.user.uid)), None);
-            channel::send_terminal(&lines.channel, &master).map_err(explain("hand the terminal over"))?;
-            Ok(Some(slave))
-        }
-        // The parent has turned the others into `Given`, or they are the caller's own.
-        Streams::Inherit | Streams::InheritOutput | Streams::Captured => Ok(None),
+fn connect_streams(spec: &ContainerSpec) -> Step<()> {
+    // The parent has turned the others into `Given`, or they are the caller's own, or come later.
+    if let Streams::Given { stdin, stdout, stderr } = &spec.streams {
+        dup2_stdin(stdin).map_err(explain("connect standard input"))?;
+        dup2_stdout(stdout).map_err(explain("connect standard output"))?;
+        dup2_stderr(stderr).map_err(explain("connect standard error"))?;
     }
+    Ok(())
 }
 
-fn start_program(spec: &ContainerSpec, lines: &Lines, terminal: Terminal) -> Step<Pid> {
-    let program = sys::fork_process().map_err(explain("start another process"))?;
-    let Some(program) = program else {
-        let message = match be_program(spec, &lines.channel, terminal) {
-            Ok(never) => match never {},
-            Err(message) => message,
-        };
-        channel::send_failure(&lines.channel, &message);
-        sys::exit_now(NOT_READY)
+/// A terminal from the container's own devpts, so that it has a name there: our end and the program's.
+fn open_terminal(plan: &Plan<'_>) -> Step<(OwnedFd, OwnedFd)> {
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)
+        .map_err(explain("open a terminal"))?;
+    grantpt(&master).and_then(|()| unlockpt(&master)).map_err(explain("unlock the terminal"))?;
+    let name = ptsname_r(&master).map_err(explain("find the terminal's name"))?;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let slave = rustix::fs::open(name.as_str(), flags, Mode::empty())
+        .map_err(explain(format_args!("open {name}")))?;
+    if !plan.identities.is_one_user() {
+        let owner = plan.identities.outside(plan.spec.user.uid);
+        let _ = rustix::fs::fchown(&slave, Some(rustix::fs::Uid::from_raw(owner)), None);
+    }
+    Ok((OwnedFd::from(master), slave))
+}
+
+/// Starts the program's process, which makes the user namespace, builds the root with that namespace's owners, and lets
+/// the program go on.
+fn start_program(plan: &Plan<'_>, lines: &Lines) -> Result<Pid, Trouble> {
+    let (gate, inner_gate) = channel::pair().map_err(explain("make a socket pair"))?;
+    let new_user_namespace = match plan.identities.of_program() {
+        true => CloneFlags::CLONE_NEWUSER,
+        false => CloneFlags::empty(),
     };
-    drop(terminal);
+    let (program, handle) = match sys::clone_process(new_user_namespace.bits()) {
+        Ok(Cloned::Child) => {
+            drop(gate);
+            let message = match wait_at(&inner_gate).and_then(|terminal| be_program(plan, lines, terminal)) {
+                Ok(never) => match never {},
+                Err(message) => message,
+            };
+            channel::send_failure(&lines.channel, &message);
+            sys::exit_now(NOT_READY)
+        }
+        Ok(Cloned::Parent(program, handle)) => (program, handle),
+        Err(error) if plan.identities.of_program() => {
+            return Err(Trouble::NoIdentities(explain("make a user namespace")(error)));
+        }
+        Err(error) => return Err(explain("start another process")(error).into()),
+    };
+    drop(inner_gate);
+    let owners = match plan.identities.of_program() {
+        true => {
+            let number = number_in_proc(&handle).map_err(explain("find the new process in /proc"))?;
+            let map = plan.identities.write(&format!("/proc/{number}"));
+            Some(map.map_err(|error| Trouble::NoIdentities(explain("set up the user namespace")(error)))?)
+        }
+        false => None,
+    };
+    plan.identities.create_as_root_inside()?;
+    // The kernel takes that signal back from whoever changes its user.
+    die_with(&lines.parent)?;
+    let shifted = owners.as_ref().filter(|_| plan.identities.is_shifted());
+    root::build(plan.spec, plan.identities, shifted.map(AsFd::as_fd))?;
+    if let Streams::Terminal = plan.spec.streams {
+        let (master, slave) = open_terminal(plan)?;
+        channel::send_terminal(&lines.channel, &master).map_err(explain("hand the terminal over"))?;
+        channel::send_terminal(&gate, &slave).map_err(explain("hand the terminal to the program"))?;
+    }
+    let _ = rustix::thread::set_name(c"vr-init");
+    // Init keeps a copy of the caller's memory and environment, which even root inside must not read.
+    nix::sys::prctl::set_dumpable(false).map_err(explain("protect the memory of init"))?;
+    channel::send_ready(&gate).map_err(explain("let the program go on"))?;
+    // What is owned here has to be closed by its owners.
+    drop((gate, owners, handle));
     close_all_but(&[lines.channel.as_raw_fd(), lines.status.as_raw_fd()])
         .map_err(explain("close the host's files"))?;
     capabilities::keep_only_kill()?;
     Ok(program)
 }
 
-fn close_all_but(kept: &[i32]) -> io::Result<()> {
+/// In the program's process: waits until the root is built; gives the program's end of its terminal, if it has one.
+fn wait_at(gate: &OwnedFd) -> Step<Option<OwnedFd>> {
+    set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).map_err(explain("die with init"))?;
+    let mut terminal = None;
+    loop {
+        match channel::receive(gate).map_err(explain("wait for the root"))? {
+            Message::Terminal(given) => terminal = Some(given),
+            Message::Ready(_) => return Ok(terminal),
+            // Init failed and has said why.
+            Message::Closed | Message::Failed(_) | Message::NoIdentities(_) => sys::exit_now(NOT_READY),
+        }
+    }
+}
+
+pub(super) fn close_all_but(kept: &[i32]) -> io::Result<()> {
     let mut kept: Vec<u32> = kept.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect();
     kept.sort_unstable();
     let mut next = 3;
@@ -221,7 +297,8 @@ fn close_all_but(kept: &[i32]) -> io::Result<()> {
     sys::close_range(next, u32::MAX)
 }
 
-fn be_program(spec: &ContainerSpec, channel: &OwnedFd, terminal: Terminal) -> Step<std::convert::Infallible> {
+fn be_program(plan: &Plan<'_>, lines: &Lines, terminal: Option<OwnedFd>) -> Step<std::convert::Infallible> {
+    let Plan { spec, identities, .. } = plan;
     setsid().map_err(explain("start a session"))?;
     if let Some(terminal) = terminal {
         ioctl_tiocsctty(&terminal).map_err(explain("take the terminal"))?;
@@ -243,15 +320,21 @@ fn be_program(spec: &ContainerSpec, channel: &OwnedFd, terminal: Terminal) -> St
         pair.push(value);
         environment.push(text(&pair)?);
     }
-    capabilities::become_user(&spec.user, spec.capabilities)?;
+    capabilities::become_user(spec, identities)?;
     chdir(&spec.workdir).map_err(explain(format_args!("enter {}", spec.workdir.display())))?;
     // The channel closes by itself when the program runs.
-    close_all_but(&[channel.as_raw_fd()]).map_err(explain("close the host's files"))?;
-    channel::send_ready(channel).map_err(explain("report to the parent"))?;
+    if spec.hardening.close_descriptors {
+        close_all_but(&[lines.channel.as_raw_fd()]).map_err(explain("close the host's files"))?;
+    }
+    channel::send_ready(&lines.channel).map_err(explain("report to the parent"))?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(explain("unblock signals"))?;
+    if let Some(filter) = plan.filter {
+        filter.apply()?;
+    }
     let mut failed = "there is no program to run".to_owned();
     for candidate in &spec.program.candidates {
         let path = text(candidate.as_os_str())?;
+        refuse_ourselves(candidate)?;
         arguments[0] = path.clone();
         let Err(error) = execve(&path, &arguments, &environment);
         failed = format!("cannot run {}: {}", candidate.display(), io::Error::from(error));
@@ -262,6 +345,34 @@ fn be_program(spec: &ContainerSpec, channel: &OwnedFd, terminal: Terminal) -> St
     Err(failed)
 }
 
+/// An image whose shell is, or is run by, `/proc/self/exe` would run this very program of the host, and root inside might
+/// then write to its file (as in CVE-2019-5736).
+fn refuse_ourselves(candidate: &Path) -> Step<()> {
+    /// As deep as the kernel follows interpreters of interpreters.
+    const DEEPEST: usize = 6;
+    const LONGEST_LINE: u64 = 256;
+    let id = |path: &Path| {
+        let found = std::fs::metadata(path).ok().filter(|found| found.is_file())?;
+        Some((found.dev(), found.ino()))
+    };
+    let Some(own) = id(Path::new("/proc/self/exe")) else { return Ok(()) };
+    let mut path = candidate.to_owned();
+    for _ in 0..DEEPEST {
+        let Some(found) = id(&path) else { return Ok(()) };
+        if found == own {
+            return Err(format!("cannot run {}: it leads to the host's own program", candidate.display()));
+        }
+        let mut line = Vec::new();
+        let read = File::open(&path).and_then(|file| file.take(LONGEST_LINE).read_to_end(&mut line));
+        // What cannot be read may still be run, but has no interpreter then.
+        let Some(line) = read.ok().and_then(|_| line.strip_prefix(b"#!")) else { return Ok(()) };
+        let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default().trim_ascii_start();
+        let end = line.iter().position(|byte| b" \t\0".contains(byte)).unwrap_or(line.len());
+        path = PathBuf::from(OsStr::from_bytes(&line[..end]));
+    }
+    Ok(())
+}
+
 /// Waits for the program's end, writes it down, and ends with it.
 fn watch(program: Pid, status: &OwnedFd) -> ! {
     let mut signals: SigSet = PASSED_ON.into_iter().collect();
@@ -269,6 +380,11 @@ fn watch(program: Pid, status: &OwnedFd) -> ! {
     let Ok(signals) = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC) else {
         sys::exit_now(NOT_READY);
     };
+    // Most programs that run longer than this run for days.
+    let soon = Timespec { tv_sec: 1, tv_nsec: 0 };
+    if poll(&mut [PollFd::new(&signals, PollFlags::IN)], Some(&soon)) == Ok(0) {
+        let _ = sys::forget_code();
+    }
     loop {
         match signals.read_signal() {
             Ok(Some(signal)) if signal.ssi_signo == Signal::SIGCHLD as u32 => {

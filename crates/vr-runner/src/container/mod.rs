@@ -12,12 +12,15 @@ mod capabilities;
 mod cgroup;
 mod channel;
 mod error;
+mod identities;
 mod init;
 mod limits;
+mod lxc;
 mod mounts;
 mod place;
 mod root;
 mod running;
+mod seccomp;
 mod signals;
 mod spec;
 #[allow(unsafe_code, reason = "the system calls that neither std, nix nor rustix offers as safe functions")]
@@ -26,10 +29,15 @@ mod terminal;
 
 pub use cgroup::clear_left_groups;
 pub use error::ContainerError;
+pub use lxc::write_config as write_lxc_config;
 pub use limits::{BadSize, Limits, Size};
 pub use place::{empty_file_instead_of_link, open_beneath, read_beneath};
 pub(crate) use running::read_rest;
 pub use running::{Container, ExitStatus, Running};
 pub(crate) use signals::WatchedSignals;
-pub use spec::{BindMount, Capabilities, ContainerSpec, Credentials, Network, Program, RootFs, Streams};
-pub use terminal::{run_in_the_foreground, run_in_the_foreground_within};
+pub(crate) use sys::forget_code;
+pub use spec::{
+    BadEngine, BindMount, Capabilities, ContainerSpec, Credentials, Engine, Hardening, Network, Program, RootFs,
+    Streams, System,
+};
+pub use terminal::run_in_the_foreground;

@@ -3,14 +3,14 @@
 
 use std::fmt::Display;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::CWD;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-    UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
-    unmount,
+    UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change,
+    move_mount, open_tree, unmount,
 };
 use rustix::process::{chdir, fchdir, pivot_root};
 
@@ -25,17 +25,35 @@ pub(super) fn explain<E: Into<io::Error>>(what: impl Display) -> impl FnOnce(E) 
     move |error| format!("cannot {what}: {}", error.into())
 }
 
+/// Why a root cannot be built.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// A step failed.
+    Failed(String),
+    /// The owners of files cannot be shown as the container's user namespace wants them. Without that it may work.
+    NoIdentities(String),
+}
+
+impl From<String> for Trouble {
+    fn from(words: String) -> Self {
+        Self::Failed(words)
+    }
+}
+
+/// The user namespace whose numbers the owners of files are shown with; none to leave them as they are.
+pub(super) type Owners<'a> = Option<BorrowedFd<'a>>;
+
 /// Flags of a mount.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Flags(MountAttrFlags);
 
 impl Flags {
+    /// All that files can be.
+    pub const ANYTHING: Self = Self(MountAttrFlags::empty());
     /// Set-user-id bits and device nodes mean nothing.
     pub const PLAIN: Self = Self(MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV));
     /// As [`Flags::PLAIN`], and nothing can be run from it.
     pub const DATA: Self = Self(Self::PLAIN.0.union(MountAttrFlags::MOUNT_ATTR_NOEXEC));
-    /// Device nodes mean nothing.
-    pub const SYSTEM: Self = Self(MountAttrFlags::MOUNT_ATTR_NODEV);
     /// Device nodes work.
     pub const DEVICE: Self = Self(MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NOEXEC));
 
@@ -51,12 +69,15 @@ pub(super) fn make_private() -> Step<()> {
         .map_err(explain("make the mounts private"))
 }
 
-/// A new file system that is mounted nowhere yet. `options` are `(key, value)`.
+/// A new file system that is mounted nowhere yet. `options` are `(key, value)`; an empty value is none.
 pub(super) fn new_file_system(kind: &str, options: &[(&str, &str)], flags: Flags) -> Step<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(explain(format_args!("use {kind}")))?;
     let made = || -> rustix::io::Result<OwnedFd> {
         for (key, value) in options {
-            fsconfig_set_string(&context, *key, *value)?;
+            match *value {
+                "" => fsconfig_set_flag(&context, *key)?,
+                value => fsconfig_set_string(&context, *key, value)?,
+            }
         }
         fsconfig_create(&context)?;
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags.0)
@@ -74,11 +95,33 @@ pub(super) fn new_file_system(kind: &str, options: &[(&str, &str)], flags: Flags
 
 /// A copy of the mount at `path` on the host, with all that is mounted below it if `recursive`, mounted nowhere yet.
 pub(super) fn copy_of(path: &Path, recursive: bool, flags: Flags) -> Step<OwnedFd> {
-    let mut how = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    how.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-    let tree = open_tree(CWD, path, how).map_err(explain(format_args!("mount {}", path.display())))?;
+    let tree = open_copy(path, recursive)?;
     set_flags(&tree, recursive, flags, path)?;
     Ok(tree)
+}
+
+/// As [`copy_of`], with the owners of its files as `owners` has them.
+pub(super) fn copy_with_owners(
+    path: &Path,
+    recursive: bool,
+    flags: Flags,
+    owners: Owners<'_>,
+) -> Result<OwnedFd, Trouble> {
+    let tree = open_copy(path, recursive)?;
+    match sys::set_mount_attributes(&tree, u64::from(flags.0.bits()), recursive, owners) {
+        Ok(()) => Ok(tree),
+        Err(error) if owners.is_some() => Err(Trouble::NoIdentities(explain(format_args!(
+            "map the owners of the files in {}",
+            path.display()
+        ))(error))),
+        Err(error) => Err(explain(format_args!("set the mount flags of {}", path.display()))(error).into()),
+    }
+}
+
+fn open_copy(path: &Path, recursive: bool) -> Step<OwnedFd> {
+    let mut how = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    how.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    open_tree(CWD, path, how).map_err(explain(format_args!("mount {}", path.display())))
 }
 
 /// As [`copy_of`] for a place inside a mount, without what is mounted below it.
@@ -91,8 +134,9 @@ pub(super) fn copy_at(mount: impl AsFd, path: &Path, flags: Flags) -> Step<Owned
     Ok(tree)
 }
 
-fn set_flags(tree: &OwnedFd, recursive: bool, flags: Flags, path: &Path) -> Step<()> {
-    sys::set_mount_attributes(tree, u64::from(flags.0.bits()), recursive)
+/// Adds flags to a mount alone.
+pub(super) fn set_flags(tree: &OwnedFd, recursive: bool, flags: Flags, path: &Path) -> Step<()> {
+    sys::set_mount_attributes(tree, u64::from(flags.0.bits()), recursive, None)
         .map_err(explain(format_args!("set the mount flags of {}", path.display())))
 }
 

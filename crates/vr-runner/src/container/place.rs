@@ -20,8 +20,20 @@ pub(super) enum Kind {
     File,
 }
 
-fn resolve(root: impl AsFd, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+/// Where links in a root lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Links {
+    /// To places in it, as in the container.
+    Inside,
+    /// To the caller's own places. Only for tests that show why this must not be.
+    Anywhere,
+}
+
+fn resolve(root: impl AsFd, path: &Path, flags: OFlags, links: Links) -> rustix::io::Result<OwnedFd> {
+    let inside = match links {
+        Links::Inside => ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        Links::Anywhere => ResolveFlags::empty(),
+    };
     let mut tries = 0;
     loop {
         // The kernel gives up with EAGAIN when something was renamed meanwhile, as it then cannot be sure.
@@ -40,7 +52,7 @@ pub fn open_beneath(root: &Path, path: &Path) -> Result<File, ContainerError> {
         |source: io::Error| ContainerError::Open { root: root.to_owned(), path: path.to_owned(), source };
     let root_fd = open_directory(root).map_err(error)?;
     // Without NONBLOCK, opening a named pipe that an app left there would wait for ever.
-    let fd = resolve(&root_fd, path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)
+    let fd = resolve(&root_fd, path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY, Links::Inside)
         .map_err(|e| error(e.into()))?;
     Ok(File::from(fd))
 }
@@ -74,7 +86,7 @@ pub(super) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// A handle on the folder or file at `path` inside `root`, made together with its parents when missing.
-pub(super) fn make_place(root: impl AsFd, path: &Path, kind: Kind) -> io::Result<OwnedFd> {
+pub(super) fn make_place(root: impl AsFd, path: &Path, kind: Kind, links: Links) -> io::Result<OwnedFd> {
     let parts: Vec<_> = path
         .components()
         .filter_map(|part| match part {
@@ -83,16 +95,23 @@ pub(super) fn make_place(root: impl AsFd, path: &Path, kind: Kind) -> io::Result
             Component::ParentDir | Component::Prefix(_) => Some(Err(io::Error::other("it holds '..'"))),
         })
         .collect::<Result<_, _>>()?;
-    let mut here = resolve(&root, Path::new("."), OFlags::PATH | OFlags::DIRECTORY)?;
+    let last_flags = match kind {
+        Kind::File => OFlags::PATH,
+        Kind::Directory => OFlags::PATH | OFlags::DIRECTORY,
+    };
+    let relative: PathBuf = parts.iter().collect();
+    // Most are there already.
+    match resolve(&root, &relative, last_flags, links) {
+        Err(Errno::NOENT) => {}
+        found => return right_kind(found?, kind),
+    }
+    let mut here = resolve(&root, Path::new("."), OFlags::PATH | OFlags::DIRECTORY, links)?;
     let mut so_far = PathBuf::new();
     for (index, part) in parts.iter().enumerate() {
         so_far.push(part);
         let last = index + 1 == parts.len();
-        let flags = match kind {
-            Kind::File if last => OFlags::PATH,
-            _ => OFlags::PATH | OFlags::DIRECTORY,
-        };
-        let found = match resolve(&root, &so_far, flags) {
+        let flags = if last { last_flags } else { OFlags::PATH | OFlags::DIRECTORY };
+        let found = match resolve(&root, &so_far, flags, links) {
             Err(Errno::NOENT) => {
                 match kind {
                     Kind::File if last => make_file(&here, Path::new(part))?,
@@ -102,16 +121,21 @@ pub(super) fn make_place(root: impl AsFd, path: &Path, kind: Kind) -> io::Result
                     },
                 }
                 // A link that leads nowhere is still there, and still leads nowhere.
-                resolve(&root, &so_far, flags)?
+                resolve(&root, &so_far, flags, links)?
             }
             found => found?,
         };
         here = found;
     }
-    let is_directory = FileType::from_raw_mode(fstat(&here)?.st_mode) == FileType::Directory;
+    right_kind(here, kind)
+}
+
+fn right_kind(found: OwnedFd, kind: Kind) -> io::Result<OwnedFd> {
     match kind {
-        Kind::File if is_directory => Err(io::Error::from(Errno::ISDIR)),
-        _ => Ok(here),
+        Kind::File if FileType::from_raw_mode(fstat(&found)?.st_mode) == FileType::Directory => {
+            Err(io::Error::from(Errno::ISDIR))
+        }
+        _ => Ok(found),
     }
 }
 
@@ -124,29 +148,33 @@ fn make_file(folder: impl AsFd, name: &Path) -> io::Result<()> {
 }
 
 /// As [`make_place`] for a file, but a link in its place is replaced by an empty file.
-pub(super) fn make_file_place_instead_of_link(root: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
+pub(super) fn make_file_place_instead_of_link(
+    root: impl AsFd,
+    path: &Path,
+    links: Links,
+) -> io::Result<OwnedFd> {
     if let (Some(parent), Some(name)) = (path.parent(), path.file_name())
-        && is_link(&root, path)?
+        && is_link(&root, path, links)?
     {
-        let folder = make_place(&root, parent, Kind::Directory)?;
+        let folder = make_place(&root, parent, Kind::Directory, links)?;
         unlinkat(&folder, name, AtFlags::empty())?;
     }
-    make_place(root, path, Kind::File)
+    make_place(root, path, Kind::File, links)
 }
 
 /// Replaces a link at `path` inside `root`, if there is one, by an empty file.
 pub fn empty_file_instead_of_link(root: &Path, path: &Path) -> Result<(), ContainerError> {
     open_directory(root)
-        .and_then(|fd| match is_link(&fd, path)? {
-            true => make_file_place_instead_of_link(&fd, path).map(drop),
+        .and_then(|fd| match is_link(&fd, path, Links::Inside)? {
+            true => make_file_place_instead_of_link(&fd, path, Links::Inside).map(drop),
             false => Ok(()),
         })
         .map_err(|source| ContainerError::Open { root: root.to_owned(), path: path.to_owned(), source })
 }
 
 /// Whether the last component of a path is a link; its parents are followed.
-fn is_link(root: impl AsFd, path: &Path) -> io::Result<bool> {
-    match resolve(root, path, OFlags::PATH | OFlags::NOFOLLOW) {
+fn is_link(root: impl AsFd, path: &Path, links: Links) -> io::Result<bool> {
+    match resolve(root, path, OFlags::PATH | OFlags::NOFOLLOW, links) {
         Ok(found) => Ok(FileType::from_raw_mode(fstat(&found)?.st_mode) == FileType::Symlink),
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
         Err(error) => Err(error.into()),
@@ -172,7 +200,7 @@ mod tests {
         }
         let fd = open_directory(root.path()).unwrap();
         for name in ["absolute/made", "relative/made"] {
-            assert!(make_place(&fd, Path::new(name), Kind::Directory).is_err(), "{name}");
+            assert!(make_place(&fd, Path::new(name), Kind::Directory, Links::Inside).is_err(), "{name}");
         }
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 1);
     }
@@ -184,14 +212,14 @@ mod tests {
         std::fs::create_dir_all(root.path().join("var")).unwrap();
         symlink("/run", root.path().join("var/run")).unwrap();
         let fd = open_directory(root.path()).unwrap();
-        make_place(&fd, Path::new("/var/run/app/data"), Kind::Directory).unwrap();
-        make_place(&fd, Path::new("/var/run/app/file"), Kind::File).unwrap();
+        make_place(&fd, Path::new("/var/run/app/data"), Kind::Directory, Links::Inside).unwrap();
+        make_place(&fd, Path::new("/var/run/app/file"), Kind::File, Links::Inside).unwrap();
         assert!(root.path().join("run/app/data").is_dir());
         assert!(root.path().join("run/app/file").is_file());
-        make_place(&fd, Path::new("/var/run/app/data"), Kind::Directory).unwrap();
-        assert!(make_place(&fd, Path::new("/var/run/app/data"), Kind::File).is_err());
-        assert!(make_place(&fd, Path::new("/var/run/app/file"), Kind::Directory).is_err());
-        assert!(make_place(&fd, Path::new("/var/../x"), Kind::Directory).is_err());
+        make_place(&fd, Path::new("/var/run/app/data"), Kind::Directory, Links::Inside).unwrap();
+        assert!(make_place(&fd, Path::new("/var/run/app/data"), Kind::File, Links::Inside).is_err());
+        assert!(make_place(&fd, Path::new("/var/run/app/file"), Kind::Directory, Links::Inside).is_err());
+        assert!(make_place(&fd, Path::new("/var/../x"), Kind::Directory, Links::Inside).is_err());
     }
 
     #[test]
@@ -200,7 +228,7 @@ mod tests {
         std::fs::create_dir(root.path().join("etc")).unwrap();
         symlink("../run/systemd/resolve/stub-resolv.conf", root.path().join("etc/resolv.conf")).unwrap();
         let fd = open_directory(root.path()).unwrap();
-        make_file_place_instead_of_link(&fd, Path::new("/etc/resolv.conf")).unwrap();
+        make_file_place_instead_of_link(&fd, Path::new("/etc/resolv.conf"), Links::Inside).unwrap();
         assert!(root.path().join("etc/resolv.conf").symlink_metadata().unwrap().is_file());
     }
 

@@ -5,20 +5,26 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, fchmod, openat, readlinkat, statat, symlinkat, unlinkat};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, fchmod, fstat, mkdirat, openat, readlinkat, statat, symlinkat, unlinkat,
+};
 use rustix::io::Errno;
 
-use super::mounts::{Flags, Step, attach, copy_at, copy_of, enter, explain, make_private, new_file_system};
-use super::place::{Kind, make_file_place_instead_of_link, make_place, open_directory};
-use super::{BindMount, ContainerSpec, RootFs};
+use super::identities::Identities;
+use super::mounts::{
+    Flags, Owners, Step, Trouble, attach, copy_at, copy_of, copy_with_owners, enter, explain, make_private,
+    new_file_system, set_flags,
+};
+use super::place::{Kind, Links, make_file_place_instead_of_link, make_place, open_directory};
+use super::{BindMount, ContainerSpec, RootFs, System};
 
-/// The host's folders that [`RootFs::HostBinds`] shows; those that a host does not have are left out.
-const HOST_FOLDERS: [&str; 9] = ["bin", "etc", "lib", "lib32", "lib64", "libx32", "opt", "sbin", "usr"];
+/// The host's folders that [`System::OfHost`] shows; those that a host does not have are left out.
+pub(super) const HOST_FOLDERS: [&str; 9] = ["bin", "etc", "lib", "lib32", "lib64", "libx32", "opt", "sbin", "usr"];
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// Parts of `/proc` through which root could change the host: read-only.
-const READ_ONLY: [&str; 8] = ["asound", "bus", "dynamic_debug", "fs", "irq", "mtrr", "sys", "sysrq-trigger"];
+pub(super) const READ_ONLY: [&str; 8] = ["asound", "bus", "dynamic_debug", "fs", "irq", "mtrr", "sys", "sysrq-trigger"];
 /// Parts of `/proc` through which root could learn about the host: empty.
-const HIDDEN: [&str; 13] = [
+pub(super) const HIDDEN: [&str; 13] = [
     "acpi",
     "kcore",
     "keys",
@@ -34,91 +40,332 @@ const HIDDEN: [&str; 13] = [
     "vmcore",
 ];
 /// The same of `/sys`, which is read-only as a whole.
-const HIDDEN_IN_SYS: [&str; 1] = ["firmware"];
+pub(super) const HIDDEN_IN_SYS: [&str; 1] = ["firmware"];
 
-/// Builds the root and makes it this process's `/`.
-pub(super) fn build(spec: &ContainerSpec) -> Step<()> {
+/// A root in the making, with what decides how.
+struct Builder<'a> {
+    spec: &'a ContainerSpec,
+    identities: &'a Identities,
+    owners: Owners<'a>,
+}
+
+/// Builds the root and makes it this process's `/`. Files of the host are shown with the owners that `owners` has.
+pub(super) fn build(
+    spec: &ContainerSpec,
+    identities: &Identities,
+    owners: Owners<'_>,
+) -> Result<(), Trouble> {
     make_private()?;
-    let root = base(&spec.root)?;
+    let builder = Builder { spec, identities, owners };
+    // Whatever the container is to see of the host is taken before anything is put anywhere, so that a link in one
+    // place cannot change what another one shows.
+    let volumes = spec.mounts.iter().map(|mount| builder.volume(mount)).collect::<Result<Vec<_>, _>>()?;
+    let root = builder.base()?;
     // `/var/run` of every distribution is a link to it; without it, nothing could be mounted there.
-    place(&root, "run", Kind::Directory)?;
-    match &spec.root {
-        RootFs::HostBinds { .. } => {
+    builder.place(&root, "run", Kind::Directory)?;
+    match spec.system {
+        System::OfHost => {
             for name in HOST_FOLDERS {
-                show_host_folder(&root, name)?;
+                builder.show_host_folder(&root, name)?;
             }
             // An image brings it along; here nothing else does.
-            place(&root, "root", Kind::Directory)?;
-            shared_temporary_folder(&root, "var/tmp")?;
-            follow_resolv_conf(&root)?;
+            builder.place(&root, "root", Kind::Directory)?;
+            builder.shared_temporary_folder(&root, "var/tmp")?;
+            builder.follow_resolv_conf(&root)?;
         }
-        RootFs::Overlay { .. } | RootFs::Directory(_) => network_files(&root)?,
+        System::Own => builder.network_files(&root)?,
     }
-    kernel_file_systems(&root)?;
-    devices(&root)?;
-    shared_temporary_folder(&root, "tmp")?;
-    for mount in &spec.mounts {
-        bind(&root, mount)?;
+    let kernel = builder.kernel_file_systems(&root)?;
+    builder.devices(&root)?;
+    builder.shared_temporary_folder(&root, "tmp")?;
+    if spec.read_only {
+        builder.protect(&root)?;
     }
-    enter(&root)
+    for (mount, (tree, kind)) in spec.mounts.iter().zip(volumes) {
+        builder.bind(&root, &kernel, mount, tree, kind)?;
+    }
+    if spec.read_only {
+        // Only now: mount points had to be made.
+        set_flags(&root, false, Flags::ANYTHING.read_only(), Path::new("/"))?;
+    }
+    enter(&root)?;
+    Ok(())
 }
 
-/// The root itself, mounted over a folder of it in this namespace only.
-fn base(root: &RootFs) -> Step<OwnedFd> {
-    let open = |path: &Path| {
-        open_directory(path).map_err(explain(format_args!("open the folder {}", path.display())))
-    };
-    match root {
-        RootFs::Overlay { lowers, upper, work } => {
-            let lowers = lowers.iter().map(|path| open(path)).collect::<Step<Vec<_>>>()?;
-            let upper_fd = open(upper)?;
-            let work = open(work)?;
-            // Names of handles instead of paths: nothing to escape, never too long, and the host's paths do not
-            // show in the container's list of mounts.
-            let handle = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
-            let lowerdir = lowers.iter().map(handle).collect::<Vec<_>>().join(":");
-            let options = [
-                ("lowerdir", lowerdir.as_str()),
-                ("upperdir", &handle(&upper_fd)),
-                ("workdir", &handle(&work)),
-            ];
-            let overlay = new_file_system("overlay", &options, Flags::PLAIN)?;
-            attach(&overlay, &upper_fd, "the overlay", upper.display())?;
-            Ok(overlay)
+/// Handles on the file systems that are the kernel's own.
+struct Kernel {
+    proc: OwnedFd,
+    sys: OwnedFd,
+}
+
+fn open(path: &Path) -> Step<OwnedFd> {
+    open_directory(path).map_err(explain(format_args!("open the folder {}", path.display())))
+}
+
+impl Builder<'_> {
+    fn links(&self) -> Links {
+        if self.spec.hardening.links_stay_inside { Links::Inside } else { Links::Anywhere }
+    }
+
+    /// Flags of what the root is made of and of the host's files in it.
+    fn plain(&self) -> Flags {
+        if self.spec.hardening.no_devices_or_setuid { Flags::PLAIN } else { Flags::ANYTHING }
+    }
+
+    /// The root itself, mounted over a folder of it in this namespace only.
+    fn base(&self) -> Result<OwnedFd, Trouble> {
+        match &self.spec.root {
+            RootFs::Overlay { lowers, upper, work } => self.overlay(lowers, upper, work),
+            RootFs::Directory(path) => {
+                let place = open(path)?;
+                let copy = copy_with_owners(path, false, self.plain(), self.owners)?;
+                attach(&copy, &place, path.display(), path.display())?;
+                Ok(copy)
+            }
         }
-        RootFs::HostBinds { rootfs } => over_itself(rootfs, open(rootfs)?, Flags::PLAIN),
-        RootFs::Directory(path) => over_itself(path, open(path)?, Flags::SYSTEM),
+    }
+
+    fn overlay(&self, lowers: &[PathBuf], upper: &Path, work: &Path) -> Result<OwnedFd, Trouble> {
+        let (lowers, upper_fd, work) = match self.owners {
+            None => {
+                (lowers.iter().map(|path| open(path)).collect::<Step<Vec<_>>>()?, open(upper)?, open(work)?)
+            }
+            Some(_) => self.layers_with_owners(lowers, upper, work)?,
+        };
+        // Names of handles instead of paths: nothing to escape, never too long, and the host's paths do not
+        // show in the container's list of mounts.
+        let handle = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let lowerdir = lowers.iter().map(handle).collect::<Vec<_>>().join(":");
+        let (upperdir, workdir) = (handle(&upper_fd), handle(&work));
+        let mut options = vec![
+            ("lowerdir", lowerdir.as_str()),
+            ("upperdir", &upperdir),
+            ("workdir", &workdir),
+            // With it, the kernel would refuse a folder that another overlay still has for a moment.
+            ("index", "off"),
+        ];
+        if self.identities.is_one_user() {
+            // Only root may write the attributes that overlays keep their notes in otherwise.
+            options.push(("userxattr", ""));
+        }
+        let overlay =
+            new_file_system("overlay", &options, self.plain()).map_err(|words| match self.owners {
+                // Kernels before 5.19 know idmapped mounts, but not below an overlay.
+                Some(_) => Trouble::NoIdentities(words),
+                None => Trouble::Failed(words),
+            })?;
+        attach(&overlay, &upper_fd, "the overlay", upper.display())?;
+        Ok(overlay)
+    }
+
+    /// Handles on the layers of an overlay in copies of their mounts, as only those can have other owners. The copies
+    /// have to be mounted somewhere for an overlay to take them: over the originals, in this namespace only.
+    fn layers_with_owners(
+        &self,
+        lowers: &[PathBuf],
+        upper: &Path,
+        work: &Path,
+    ) -> Result<(Vec<OwnedFd>, OwnedFd, OwnedFd), Trouble> {
+        // The upper and the work folder have to be in one and the same mount.
+        let parent = upper.parent().unwrap_or(Path::new("/"));
+        let over_itself = |path: &Path| -> Result<OwnedFd, Trouble> {
+            let place = open(path)?;
+            let copy = copy_with_owners(path, false, Flags::PLAIN, self.owners)?;
+            attach(&copy, &place, path.display(), path.display())?;
+            Ok(copy)
+        };
+        let lowers = lowers.iter().map(|path| over_itself(path)).collect::<Result<Vec<_>, _>>()?;
+        let folder = over_itself(parent)?;
+        let within = |path: &Path| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            openat(&folder, path.file_name().unwrap_or_default(), flags, Mode::empty())
+                .map_err(explain(format_args!("open the folder {}", path.display())))
+        };
+        Ok((lowers, within(upper)?, within(work)?))
+    }
+
+    fn place(&self, root: &OwnedFd, path: impl AsRef<Path>, kind: Kind) -> Step<OwnedFd> {
+        let path = path.as_ref();
+        let shown = path.strip_prefix("/").unwrap_or(path);
+        make_place(root, path, kind, self.links())
+            .map_err(explain(format_args!("make the mount point /{}", shown.display())))
+    }
+
+    fn show_host_folder(&self, root: &OwnedFd, name: &str) -> Result<(), Trouble> {
+        let host = Path::new("/").join(name);
+        let Ok(found) = fs::symlink_metadata(&host) else { return Ok(()) };
+        if found.is_symlink() {
+            // A merged /usr: `/bin` is a link to `usr/bin`.
+            let target = fs::read_link(&host).map_err(explain(format_args!("read {}", host.display())))?;
+            return Ok(replicate_link(root, name, &target)?);
+        }
+        if !found.is_dir() {
+            return Ok(());
+        }
+        let tree = copy_with_owners(&host, true, Flags::PLAIN.read_only(), self.owners)?;
+        let place = self.place(root, name, Kind::Directory)?;
+        Ok(attach(tree, place, host.display(), host.display())?)
+    }
+
+    /// The host's own network files, over whatever the image has there.
+    fn network_files(&self, root: &OwnedFd) -> Step<()> {
+        for name in ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"] {
+            let Ok(source) = fs::canonicalize(name) else { continue };
+            let place = make_file_place_instead_of_link(root, Path::new(name), self.links())
+                .map_err(explain(format_args!("make the mount point {name}")))?;
+            attach(copy_of(&source, false, Flags::DATA.read_only())?, place, name, name)?;
+        }
+        Ok(())
+    }
+
+    /// Where the host's `/etc/resolv.conf` is a link that leads out of the folders shown, its end has to be there too.
+    fn follow_resolv_conf(&self, root: &OwnedFd) -> Step<()> {
+        let Ok(real) = fs::canonicalize("/etc/resolv.conf") else { return Ok(()) };
+        if HOST_FOLDERS.iter().any(|name| real.starts_with(Path::new("/").join(name))) {
+            return Ok(());
+        }
+        let tree = copy_of(&real, false, Flags::DATA.read_only())?;
+        attach(tree, self.place(root, &real, Kind::File)?, real.display(), real.display())
+    }
+
+    fn kernel_file_systems(&self, root: &OwnedFd) -> Step<Kernel> {
+        let masked = self.spec.hardening.mask_kernel_files;
+        let proc = new_file_system("proc", &[], Flags::DATA)?;
+        attach(&proc, self.place(root, "proc", Kind::Directory)?, "a new proc", "/proc")?;
+        let flags = if masked { Flags::DATA.read_only() } else { Flags::DATA };
+        let sys = match new_file_system("sysfs", &[], flags) {
+            // It shows devices of the network that the process is in, and that one is not an ordinary user's own.
+            Err(_) if self.identities.is_one_user() => copy_of(Path::new("/sys"), true, flags),
+            made => made,
+        }?;
+        attach(&sys, self.place(root, "sys", Kind::Directory)?, "a new sysfs", "/sys")?;
+        let kernel = Kernel { proc, sys };
+        if !masked {
+            return Ok(kernel);
+        }
+        // From here on by the handles of the two: in the root, their names might be links of the image's.
+        for name in READ_ONLY {
+            if let Some(place) = existing(&kernel.proc, name)? {
+                let same = copy_at(&kernel.proc, Path::new(name), Flags::DATA.read_only())?;
+                attach(same, place, name, format_args!("/proc/{name}"))?;
+            }
+        }
+        let mut nothing = None;
+        let hidden = HIDDEN.iter().map(|name| (&kernel.proc, name));
+        for (file_system, name) in hidden.chain(HIDDEN_IN_SYS.iter().map(|name| (&kernel.sys, name))) {
+            hide(file_system, name, &mut nothing)?;
+        }
+        Ok(kernel)
+    }
+
+    /// A new file system in memory that belongs to root inside.
+    fn memory(&self, mode: &str, size: &str, flags: Flags) -> Step<OwnedFd> {
+        let owner = self.identities.root_outside().to_string();
+        new_file_system("tmpfs", &[("mode", mode), ("size", size), ("uid", &owner), ("gid", &owner)], flags)
+    }
+
+    fn devices(&self, root: &OwnedFd) -> Step<()> {
+        let dev = self.memory("755", "1m", Flags::DEVICE)?;
+        attach(&dev, self.place(root, "dev", Kind::Directory)?, "a new tmpfs", "/dev")?;
+        // Nobody but us has seen this folder yet, so there are no links to beware of.
+        let in_dev = |name: &str, flags: OFlags| {
+            openat(&dev, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::from_raw_mode(0o644))
+                .map_err(explain(format_args!("make /dev/{name}")))
+        };
+        for name in DEVICES {
+            let host = PathBuf::from("/dev").join(name);
+            let place = in_dev(name, OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY)?;
+            // They are the host's own nodes: written to as devices, but neither their mode nor their owner is to
+            // change.
+            attach(copy_of(&host, false, Flags::DEVICE.read_only())?, place, host.display(), host.display())?;
+        }
+        let links = [
+            ("/proc/self/fd", "fd"),
+            ("/proc/self/fd/0", "stdin"),
+            ("/proc/self/fd/1", "stdout"),
+            ("/proc/self/fd/2", "stderr"),
+            ("pts/ptmx", "ptmx"),
+        ];
+        for (target, name) in links {
+            symlinkat(target, &dev, name).map_err(explain(format_args!("make the link /dev/{name}")))?;
+        }
+        // Each instance of devpts is a new one.
+        let mut options = vec![("ptmxmode", "0666"), ("mode", "0620")];
+        let group = self.identities.terminal_group_outside().map(|group| group.to_string());
+        if let Some(group) = &group {
+            options.push(("gid", group));
+        }
+        let pts = new_file_system("devpts", &options, Flags::DEVICE)?;
+        let shm = self.memory("1777", "64m", Flags::DATA)?;
+        for (mount, name) in [(pts, "pts"), (shm, "shm")] {
+            mkdirat(&dev, name, Mode::from_raw_mode(0o755))
+                .map_err(explain(format_args!("make /dev/{name}")))?;
+            let place = in_dev(name, OFlags::PATH | OFlags::DIRECTORY)?;
+            attach(mount, place, "a new file system", format_args!("/dev/{name}"))?;
+        }
+        Ok(())
+    }
+
+    /// A folder that everybody may write to. On disk, as large temporary files should not use up memory.
+    fn shared_temporary_folder(&self, root: &OwnedFd, name: &str) -> Step<()> {
+        let folder = self.place(root, name, Kind::Directory)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat(&folder, ".", flags, Mode::empty())
+            .and_then(|opened| fchmod(opened, Mode::from_raw_mode(0o1777)))
+            .map_err(explain(format_args!("set the mode of /{name}")))
+    }
+
+    /// What has to be writable even where nothing else is.
+    fn protect(&self, root: &OwnedFd) -> Step<()> {
+        for (name, mode) in [("run", "755"), ("tmp", "1777"), ("var/tmp", "1777")] {
+            let memory = self.memory(mode, "256m", self.plain())?;
+            let place = self.place(root, name, Kind::Directory)?;
+            attach(memory, place, "a new tmpfs", format_args!("/{name}"))?;
+        }
+        Ok(())
+    }
+
+    /// The tree of the host that a mount is to show.
+    fn volume(&self, mount: &BindMount) -> Result<(OwnedFd, Kind), Trouble> {
+        let BindMount { source, target, read_only } = mount;
+        let cannot = || format!("mount {} on {}", source.display(), target.display());
+        let found = fs::metadata(source).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => format!("cannot {}: {} does not exist", cannot(), source.display()),
+            _ => explain(cannot())(error),
+        })?;
+        let kind = if found.is_dir() { Kind::Directory } else { Kind::File };
+        let flags = if *read_only { self.plain().read_only() } else { self.plain() };
+        Ok((copy_with_owners(source, true, flags, self.owners)?, kind))
+    }
+
+    fn bind(
+        &self,
+        root: &OwnedFd,
+        kernel: &Kernel,
+        mount: &BindMount,
+        tree: OwnedFd,
+        kind: Kind,
+    ) -> Step<()> {
+        let BindMount { source, target, .. } = mount;
+        let place = self.place(root, target, kind)?;
+        // A link that the app made in another volume may lead here, and would cover what protects the host.
+        let id = |fd: &OwnedFd| fstat(fd).map(|found| (found.st_dev, found.st_ino));
+        let look = || -> rustix::io::Result<bool> {
+            let there = id(&place)?;
+            Ok(there == id(root)? || there.0 == id(&kernel.proc)?.0 || there.0 == id(&kernel.sys)?.0)
+        };
+        if look().map_err(explain(format_args!("look at {}", target.display())))? {
+            return Err(format!(
+                "cannot mount {} on {}: it is, or leads to, the root, /proc or /sys",
+                source.display(),
+                target.display()
+            ));
+        }
+        attach(tree, place, source.display(), target.display())
     }
 }
 
-fn over_itself(path: &Path, place: OwnedFd, flags: Flags) -> Step<OwnedFd> {
-    let copy = copy_of(path, false, flags)?;
-    attach(&copy, &place, path.display(), path.display())?;
-    Ok(copy)
-}
-
-fn place(root: &OwnedFd, path: impl AsRef<Path>, kind: Kind) -> Step<OwnedFd> {
-    let path = path.as_ref();
-    let shown = path.strip_prefix("/").unwrap_or(path);
-    make_place(root, path, kind).map_err(explain(format_args!("make the mount point /{}", shown.display())))
-}
-
-fn show_host_folder(root: &OwnedFd, name: &str) -> Step<()> {
-    let host = Path::new("/").join(name);
-    let Ok(found) = fs::symlink_metadata(&host) else { return Ok(()) };
-    if found.is_symlink() {
-        // A merged /usr: `/bin` is a link to `usr/bin`.
-        let target = fs::read_link(&host).map_err(explain(format_args!("read {}", host.display())))?;
-        return replicate_link(root, name, &target);
-    }
-    if !found.is_dir() {
-        return Ok(());
-    }
-    let tree = copy_of(&host, true, Flags::PLAIN.read_only())?;
-    attach(tree, place(root, name, Kind::Directory)?, host.display(), host.display())
-}
-
-fn replicate_link(root: &OwnedFd, name: &str, target: &Path) -> Step<()> {
+pub(super) fn replicate_link(root: &OwnedFd, name: &str, target: &Path) -> Step<()> {
     let target = target.as_os_str().as_encoded_bytes();
     let is_there = || readlinkat(root, name, Vec::new()).is_ok_and(|old| old.as_bytes() == target);
     let make = || match symlinkat(target, root, name) {
@@ -142,57 +389,20 @@ fn replicate_link(root: &OwnedFd, name: &str, target: &Path) -> Step<()> {
     made.map_err(explain(format_args!("make the link /{name}")))
 }
 
-/// The host's own network files, over whatever the image has there.
-fn network_files(root: &OwnedFd) -> Step<()> {
-    for name in ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"] {
-        let Ok(source) = fs::canonicalize(name) else { continue };
-        let place = make_file_place_instead_of_link(root, Path::new(name))
-            .map_err(explain(format_args!("make the mount point {name}")))?;
-        attach(copy_of(&source, false, Flags::DATA.read_only())?, place, name, name)?;
-    }
-    Ok(())
-}
-
-/// Where the host's `/etc/resolv.conf` is a link that leads out of the folders shown, its end has to be there too.
-fn follow_resolv_conf(root: &OwnedFd) -> Step<()> {
-    let Ok(real) = fs::canonicalize("/etc/resolv.conf") else { return Ok(()) };
-    if HOST_FOLDERS.iter().any(|name| real.starts_with(Path::new("/").join(name))) {
-        return Ok(());
-    }
-    let tree = copy_of(&real, false, Flags::DATA.read_only())?;
-    attach(tree, place(root, &real, Kind::File)?, real.display(), real.display())
-}
-
-fn kernel_file_systems(root: &OwnedFd) -> Step<()> {
-    let proc = new_file_system("proc", &[], Flags::DATA)?;
-    attach(&proc, place(root, "proc", Kind::Directory)?, "a new proc", "/proc")?;
-    let sys = new_file_system("sysfs", &[], Flags::DATA.read_only())?;
-    attach(&sys, place(root, "sys", Kind::Directory)?, "a new sysfs", "/sys")?;
-    // From here on by the handles of the two: in the root, their names might be links of the image's.
-    for name in READ_ONLY {
-        if let Some(place) = existing(&proc, name)? {
-            let same = copy_at(&proc, Path::new(name), Flags::DATA.read_only())?;
-            attach(same, place, name, format_args!("/proc/{name}"))?;
-        }
-    }
-    for name in HIDDEN {
-        hide(&proc, name)?;
-    }
-    for name in HIDDEN_IN_SYS {
-        hide(&sys, name)?;
-    }
-    Ok(())
-}
-
-fn hide(file_system: &OwnedFd, name: &str) -> Step<()> {
+/// Covers a file or folder with nothing. `empty` is the one empty folder that covers all folders, once there is one.
+fn hide(file_system: &OwnedFd, name: &str, empty: &mut Option<OwnedFd>) -> Step<()> {
     let Some(place) = existing(file_system, name)? else { return Ok(()) };
-    let stat = rustix::fs::fstat(&place).map_err(explain(format_args!("look at {name}")))?;
-    let cover = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        new_file_system("tmpfs", &[("size", "4k"), ("mode", "555")], Flags::DATA.read_only())?
-    } else {
-        copy_of(Path::new("/dev/null"), false, Flags::DEVICE.read_only())?
-    };
-    attach(cover, place, "nothing", name)
+    let stat = fstat(&place).map_err(explain(format_args!("look at {name}")))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+        let null = copy_of(Path::new("/dev/null"), false, Flags::DEVICE.read_only())?;
+        return attach(null, place, "nothing", name);
+    }
+    if let Some(empty) = empty {
+        return attach(copy_at(empty, Path::new("."), Flags::DATA.read_only())?, place, "nothing", name);
+    }
+    let options = [("size", "4k"), ("mode", "555")];
+    let made = empty.insert(new_file_system("tmpfs", &options, Flags::DATA.read_only())?);
+    attach(made, place, "nothing", name)
 }
 
 fn existing(file_system: &OwnedFd, name: &str) -> Step<Option<OwnedFd>> {
@@ -201,57 +411,4 @@ fn existing(file_system: &OwnedFd, name: &str) -> Step<Option<OwnedFd>> {
         Err(Errno::NOENT) => Ok(None),
         Err(error) => Err(explain(format_args!("open {name}"))(error)),
     }
-}
-
-fn devices(root: &OwnedFd) -> Step<()> {
-    let dev = new_file_system("tmpfs", &[("mode", "755"), ("size", "1m")], Flags::DEVICE)?;
-    attach(&dev, place(root, "dev", Kind::Directory)?, "a new tmpfs", "/dev")?;
-    for name in DEVICES {
-        let host = PathBuf::from("/dev").join(name);
-        let place = make_place(&dev, Path::new(name), Kind::File)
-            .map_err(explain(format_args!("make /dev/{name}")))?;
-        // They are the host's own nodes: written to as devices, but neither their mode nor their owner is to change.
-        attach(copy_of(&host, false, Flags::DEVICE.read_only())?, place, host.display(), host.display())?;
-    }
-    let links = [
-        ("/proc/self/fd", "fd"),
-        ("/proc/self/fd/0", "stdin"),
-        ("/proc/self/fd/1", "stdout"),
-        ("/proc/self/fd/2", "stderr"),
-        ("pts/ptmx", "ptmx"),
-    ];
-    for (target, name) in links {
-        symlinkat(target, &dev, name).map_err(explain(format_args!("make the link /dev/{name}")))?;
-    }
-    // 5 is the group `tty` of every distribution; each instance of devpts is a new one.
-    let pts =
-        new_file_system("devpts", &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")], Flags::DEVICE)?;
-    let shm = new_file_system("tmpfs", &[("mode", "1777"), ("size", "64m")], Flags::DATA)?;
-    for (mount, name) in [(pts, "pts"), (shm, "shm")] {
-        let place = make_place(&dev, Path::new(name), Kind::Directory)
-            .map_err(explain(format_args!("make /dev/{name}")))?;
-        attach(mount, place, "a new file system", format_args!("/dev/{name}"))?;
-    }
-    Ok(())
-}
-
-/// A folder that everybody may write to. On disk, as large temporary files should not use up memory.
-fn shared_temporary_folder(root: &OwnedFd, name: &str) -> Step<()> {
-    let folder = place(root, name, Kind::Directory)?;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    openat(&folder, ".", flags, Mode::empty())
-        .and_then(|opened| fchmod(opened, Mode::from_raw_mode(0o1777)))
-        .map_err(explain(format_args!("set the mode of /{name}")))
-}
-
-fn bind(root: &OwnedFd, mount: &BindMount) -> Step<()> {
-    let BindMount { source, target, read_only } = mount;
-    let cannot = || format!("mount {} on {}", source.display(), target.display());
-    let found = fs::metadata(source).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => format!("cannot {}: {} does not exist", cannot(), source.display()),
-        _ => explain(cannot())(error),
-    })?;
-    let kind = if found.is_dir() { Kind::Directory } else { Kind::File };
-    let flags = if *read_only { Flags::PLAIN.read_only() } else { Flags::PLAIN };
-    attach(copy_of(source, true, flags)?, place(root, target, kind)?, source.display(), target.display())
 }

@@ -17,13 +17,15 @@ use rustix::process::{
 
 use super::cgroup::Group;
 use super::channel::{self, Message};
-use super::init::{Lines, be_init, decode, is_usable_path};
+use super::identities::{Identities, namespaces};
+use super::init::{Lines, Plan, be_init, decode, is_usable_path};
+use super::seccomp::Filter;
 use super::sys::{self, Cloned};
-use super::{ContainerError, ContainerSpec, Limits, Network, RootFs, Streams};
+use super::{ContainerError, ContainerSpec, Engine, RootFs, Streams, lxc};
 
 /// How long a container's mounts may take, in seconds. A network file system that does not answer can block a
 /// mount for ever.
-const START_SECONDS: u64 = 60;
+pub(super) const START_SECONDS: u64 = 60;
 
 /// How a container's program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,67 +72,118 @@ impl Container {
     /// Makes the container and runs its program. Returns once the program runs; every failure before that, down to
     /// a program that does not exist, is an error here and leaves nothing behind.
     ///
-    /// The caller must be root and have a single thread.
-    pub fn start(spec: ContainerSpec) -> Result<Running, ContainerError> {
-        Self::start_within(spec, &Limits::default())
-    }
-
-    /// As [`Self::start`], with limits that hold from before the container's first mount. A limit that this host
-    /// cannot keep is an error.
-    pub fn start_within(mut spec: ContainerSpec, limits: &Limits) -> Result<Running, ContainerError> {
+    /// The caller must have a single thread. Without root's privileges, everything inside is the caller.
+    pub fn start(mut spec: ContainerSpec) -> Result<Running, ContainerError> {
         check(&spec)?;
         let name = spec.name.clone();
-        if let Some(reason) = limits.problem() {
-            return Err(ContainerError::Spec { name, reason });
+        let output = prepare_streams(&mut spec).map_err(|source| ContainerError::System {
+            name,
+            step: "prepare its standard streams",
+            source,
+        })?;
+        if spec.engine == Engine::Lxc {
+            let mut running = lxc::start(&spec, output.is_some())?;
+            running.output = output;
+            return Ok(running);
         }
-        let mut group = match limits.is_empty() {
-            true => None,
-            false => Some(Group::create(&name, limits)?),
+        let filter = match spec.hardening.seccomp {
+            true => Some(Filter::usual().map_err(|error| ContainerError::Spec {
+                name: spec.name.clone(),
+                reason: format!("the system call filter cannot be made: {error}"),
+            })?),
+            false => None,
         };
-        let groups = group.as_mut().map(Group::take_entries).unwrap_or_default();
-        let cannot = |step: &'static str| {
-            let name = name.clone();
-            move |source: io::Error| ContainerError::System { name, step, source }
+        let mut identities = Identities::preferred(&spec);
+        let mut running = loop {
+            match attempt(&spec, &identities, filter.as_ref(), output.is_some())? {
+                Attempt::Runs(running) => break running,
+                Attempt::NoIdentities(reason) => {
+                    let Some(next) = identities.next_best() else {
+                        return Err(ContainerError::Setup { name: spec.name, message: reason });
+                    };
+                    tracing::info!(container = spec.name, reason, "trying another user namespace");
+                    identities = next;
+                }
+            }
         };
-        let output = prepare_streams(&mut spec).map_err(cannot("prepare its standard streams"))?;
-        let (ours, theirs) = channel::pair().map_err(cannot("make a socket pair"))?;
-        let (status, status_writer) =
-            pipe_with(PipeFlags::CLOEXEC).map_err(|e| cannot("make a pipe")(e.into()))?;
-        let parent = pidfd_open(getpid(), PidfdFlags::empty())
-            .map_err(|e| cannot("open a handle on this process")(e.into()))?;
-        let cloned = clone_with_namespaces(&spec).map_err(cannot("make its namespaces"))?;
-        match cloned {
-            Cloned::Child => {
-                be_init(spec, Lines { channel: theirs, status: status_writer, parent, groups });
+        match &identities {
+            Identities::OfHost if spec.hardening.user_namespace => {
+                tracing::warn!(container = spec.name, "it runs {}", identities.describe());
             }
-            Cloned::Parent(pid, pidfd) => {
-                // These and the program's ends of its streams, which `spec` owns, must be the container's alone:
-                // their end is how it shows that it is gone.
-                drop((theirs, status_writer, spec, groups));
-                let mut running = Running {
-                    name,
-                    init_pid: pid.as_raw(),
-                    program_pid: pid.as_raw(),
-                    pidfd,
-                    status: File::from(status),
-                    output,
-                    terminal: None,
-                    end: None,
-                    group,
-                    out_of_memory: None,
-                };
-                running.until_started(&ours)?;
-                Ok(running)
-            }
+            _ => tracing::info!(container = spec.name, "it runs {}", identities.describe()),
         }
+        running.output = output;
+        Ok(running)
+    }
+}
+
+/// What became of a start.
+enum Attempt {
+    /// The program runs.
+    Runs(Running),
+    /// The user namespace cannot be had for this container; why not. Nothing is left.
+    NoIdentities(String),
+}
+
+fn attempt(
+    spec: &ContainerSpec,
+    identities: &Identities,
+    filter: Option<&Filter>,
+    captured: bool,
+) -> Result<Attempt, ContainerError> {
+    let cannot = |step: &'static str| {
+        let name = spec.name.clone();
+        move |source: io::Error| ContainerError::System { name, step, source }
+    };
+    let mut group = match spec.limits.is_empty() {
+        true => None,
+        false => Some(Group::create(&spec.name, &spec.limits)?),
+    };
+    let groups = group.as_mut().map(Group::take_entries).unwrap_or_default();
+    if captured {
+        give_output(spec, identities).map_err(cannot("give it its standard streams"))?;
+    }
+    let (ours, theirs) = channel::pair().map_err(cannot("make a socket pair"))?;
+    let (status, status_writer) =
+        pipe_with(PipeFlags::CLOEXEC).map_err(|e| cannot("make a pipe")(e.into()))?;
+    let parent = pidfd_open(getpid(), PidfdFlags::empty())
+        .map_err(|e| cannot("open a handle on this process")(e.into()))?;
+    let cloned = sys::clone_process(namespaces(spec, identities).bits());
+    let (pid, pidfd) = match cloned {
+        Ok(Cloned::Child) => {
+            drop((ours, status));
+            let lines = Lines { channel: theirs, status: status_writer, parent };
+            be_init(Plan { spec, identities, filter, groups: &groups }, lines)
+        }
+        Ok(Cloned::Parent(pid, pidfd)) => (pid, pidfd),
+        Err(source) if identities.is_one_user() => {
+            return Err(ContainerError::NoUserNamespace { name: spec.name.clone(), source });
+        }
+        Err(source) => return Err(cannot("make its namespaces")(source)),
+    };
+    // Their end is how the container shows that it runs, and that it is gone.
+    drop((theirs, status_writer));
+    let mut running = Running {
+        name: spec.name.clone(),
+        init_pid: pid.as_raw(),
+        program_pid: pid.as_raw(),
+        pidfd,
+        status: File::from(status),
+        output: None,
+        terminal: None,
+        end: None,
+        group,
+        out_of_memory: None,
+        supervisor: None,
+    };
+    match running.until_started(&ours)? {
+        Some(reason) => Ok(Attempt::NoIdentities(reason)),
+        None => Ok(Attempt::Runs(running)),
     }
 }
 
 fn check(spec: &ContainerSpec) -> Result<(), ContainerError> {
     let name = || spec.name.clone();
-    if !rustix::process::geteuid().is_root() {
-        return Err(ContainerError::NotRoot { name: name() });
-    }
     let threads = std::fs::read_dir("/proc/self/task")
         .map_err(|source| ContainerError::System { name: name(), step: "count the threads", source })?
         .count();
@@ -145,6 +198,9 @@ fn check(spec: &ContainerSpec) -> Result<(), ContainerError> {
         let (source, target) = (mount.source.display(), mount.target.display());
         return bad(format!("cannot mount {source} on {target}: expected absolute paths"));
     }
+    if let Some(reason) = spec.limits.problem() {
+        return bad(reason);
+    }
     let names_something = |path: &Path| path.components().any(|part| matches!(part, Component::Normal(_)));
     if let Some(mount) = spec.mounts.iter().find(|mount| !names_something(&mount.target)) {
         return bad(format!("cannot mount {} on the root itself", mount.source.display()));
@@ -152,6 +208,9 @@ fn check(spec: &ContainerSpec) -> Result<(), ContainerError> {
     match &spec.root {
         RootFs::Overlay { lowers, .. } if lowers.is_empty() => {
             bad("its overlay has no lower folder".to_owned())
+        }
+        RootFs::Overlay { upper, work, .. } if upper.parent() != work.parent() => {
+            bad("its overlay's upper and work folders are not in one folder".to_owned())
         }
         _ => Ok(()),
     }
@@ -169,12 +228,6 @@ fn prepare_streams(spec: &mut ContainerSpec) -> io::Result<Option<OwnedFd>> {
         }
         Streams::Captured => {
             let (ours, stdout) = pipe_with(PipeFlags::CLOEXEC)?;
-            // Opening `/dev/stdout` anew asks for the rights of a file's owner.
-            rustix::fs::fchown(
-                &stdout,
-                Some(rustix::fs::Uid::from_raw(spec.user.uid)),
-                Some(rustix::fs::Gid::from_raw(spec.user.gid)),
-            )?;
             let stderr = stdout.try_clone()?;
             spec.streams = Streams::Given { stdin: nothing()?, stdout, stderr };
             Ok(Some(ours))
@@ -183,16 +236,16 @@ fn prepare_streams(spec: &mut ContainerSpec) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-fn clone_with_namespaces(spec: &ContainerSpec) -> io::Result<Cloned> {
-    let mut namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-    if spec.network == Network::None {
-        namespaces |= libc::CLONE_NEWNET;
+/// Opening `/dev/stdout` anew asks for the rights of a file's owner; so the program's user owns a pipe of ours.
+pub(super) fn give_output(spec: &ContainerSpec, identities: &Identities) -> io::Result<()> {
+    if let Streams::Given { stdout, .. } = &spec.streams
+        && !identities.is_one_user()
+    {
+        let owner = rustix::fs::Uid::from_raw(identities.outside(spec.user.uid));
+        let group = rustix::fs::Gid::from_raw(identities.outside(spec.user.gid));
+        rustix::fs::fchown(stdout, Some(owner), Some(group))?;
     }
-    match sys::clone_process(namespaces | libc::CLONE_NEWCGROUP) {
-        // A kernel without cgroups has no namespaces for them either.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => sys::clone_process(namespaces),
-        done => done,
-    }
+    Ok(())
 }
 
 /// A container whose program runs, or ran. Dropping it kills what is left of it.
@@ -208,9 +261,39 @@ pub struct Running {
     end: Option<ExitStatus>,
     group: Option<Group>,
     out_of_memory: Option<String>,
+    supervisor: Option<lxc::Supervisor>,
 }
 
 impl Running {
+    /// A container that another engine made; `pids` are of its init and of its program.
+    pub(super) fn of_lxc(
+        name: String,
+        pids: (i32, i32),
+        init: OwnedFd,
+        status: OwnedFd,
+        group: Option<Group>,
+        supervisor: lxc::Supervisor,
+    ) -> Self {
+        Self {
+            name,
+            init_pid: pids.0,
+            program_pid: pids.1,
+            pidfd: init,
+            status: File::from(status),
+            output: None,
+            terminal: None,
+            end: None,
+            group,
+            out_of_memory: None,
+            supervisor: Some(supervisor),
+        }
+    }
+
+    /// Gives it the user's end of its terminal.
+    pub(super) fn set_terminal(&mut self, terminal: Option<OwnedFd>) {
+        self.terminal = terminal;
+    }
+
     /// The host's process number of the container's init. It is reserved until the end was waited for.
     pub fn pid(&self) -> i32 {
         self.init_pid
@@ -240,7 +323,15 @@ impl Running {
     /// KILL ends the whole container. A container that is gone already is no error.
     pub fn signal(&self, signal: nix::sys::signal::Signal) -> Result<(), ContainerError> {
         let Some(signal) = Signal::from_named_raw(signal as i32) else { return Ok(()) };
-        match pidfd_send_signal(&self.pidfd, signal) {
+        let sent = match &self.supervisor {
+            // There, init knows nothing of the program.
+            Some(supervisor) if signal != Signal::KILL => supervisor.signal(signal),
+            _ => pidfd_send_signal(&self.pidfd, signal),
+        };
+        if let (Some(supervisor), Signal::KILL) = (&self.supervisor, signal) {
+            supervisor.end();
+        }
+        match sent {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(error) => Err(self.error("send it a signal", error)),
         }
@@ -344,6 +435,7 @@ impl Running {
         };
         let end = decode(&words).unwrap_or(of_init);
         self.end = Some(end);
+        self.supervisor = None;
         if let Some(group) = self.group.take()
             && let Some(words) = group.out_of_memory()
         {
@@ -357,8 +449,8 @@ impl Running {
         Ok(self.end)
     }
 
-    /// Listens to the new container until its program runs.
-    fn until_started(&mut self, channel: &OwnedFd) -> Result<(), ContainerError> {
+    /// Listens to the new container until its program runs; gives a reason when it needs another user namespace.
+    fn until_started(&mut self, channel: &OwnedFd) -> Result<Option<String>, ContainerError> {
         let deadline = Instant::now() + Duration::from_secs(START_SECONDS);
         let mut ready = false;
         loop {
@@ -382,7 +474,7 @@ impl Running {
                     ready = true;
                     self.program_pid = pid;
                 }
-                Message::Closed if ready => return Ok(()),
+                Message::Closed if ready => return Ok(None),
                 Message::Closed => {
                     let end = self.wait()?;
                     let message = match self.out_of_memory() {
@@ -390,6 +482,11 @@ impl Running {
                         None => format!("it ended before its program ran, with {end}"),
                     };
                     return Err(ContainerError::Setup { name: self.name.clone(), message });
+                }
+                Message::NoIdentities(reason) => {
+                    self.kill()?;
+                    self.wait()?;
+                    return Ok(Some(reason));
                 }
                 Message::Failed(message) => {
                     self.kill()?;
@@ -428,6 +525,6 @@ pub(crate) fn read_rest(output: impl AsFd, buffer: &mut [u8], on_output: &mut dy
     }
 }
 
-fn timespec(duration: Duration) -> Timespec {
+pub(super) fn timespec(duration: Duration) -> Timespec {
     Timespec::try_from(duration).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 })
 }

@@ -2,8 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+use super::Limits;
 
 /// Everything a container is made of.
 #[derive(Debug)]
@@ -14,6 +20,11 @@ pub struct ContainerSpec {
     pub hostname: String,
     /// What `/` is.
     pub root: RootFs,
+    /// Whose programs and libraries it has.
+    pub system: System,
+    /// Whether the root is protected from being written to. `/run`, `/tmp` and `/var/tmp` are then small file systems in
+    /// memory; what is mounted is written to as ever.
+    pub read_only: bool,
     /// More folders and files of the host, mounted in this order after everything else.
     pub mounts: Vec<BindMount>,
     /// Whom the program runs as.
@@ -28,14 +39,44 @@ pub struct ContainerSpec {
     pub network: Network,
     /// Where its standard streams lead.
     pub streams: Streams,
+    /// What it may use of the host; from before its first mount on. A limit that this host cannot keep is an error.
+    pub limits: Limits,
+    /// What keeps it from the host.
+    pub hardening: Hardening,
+    /// Who makes it.
+    pub engine: Engine,
+}
+
+impl ContainerSpec {
+    /// A container that has a whole system as its root, runs `program` as root with few privileges, in `/`, hands its
+    /// output on to the caller's own, and has every protection and no limit.
+    pub fn new(name: impl Into<String>, root: RootFs, program: Program) -> Self {
+        let name = name.into();
+        Self {
+            hostname: name.clone(),
+            name,
+            root,
+            system: System::Own,
+            read_only: false,
+            mounts: Vec::new(),
+            user: Credentials::ROOT,
+            workdir: "/".into(),
+            program,
+            capabilities: Capabilities::Usual,
+            network: Network::Host,
+            streams: Streams::InheritOutput,
+            limits: Limits::default(),
+            hardening: Hardening::default(),
+            engine: Engine::Own,
+        }
+    }
 }
 
 /// What a container's `/` is. Every kind also gets fresh `/proc`, `/sys` (read-only), `/dev`, and a `/tmp`
 /// of mode 1777 that is part of the root itself, on disk.
 #[derive(Debug, Clone)]
 pub enum RootFs {
-    /// An overlay: what is written goes to `upper`. The host's `/etc/hostname`, `/etc/hosts` and
-    /// `/etc/resolv.conf` are seen read-only. No two running containers may share `upper` or `work`.
+    /// An overlay: what is written goes to `upper`. No two running containers may share `upper` or `work`.
     Overlay {
         /// Read-only folders, the topmost first; at least one.
         lowers: Vec<PathBuf>,
@@ -44,14 +85,106 @@ pub enum RootFs {
         /// An empty folder on the same file system as `upper`.
         work: PathBuf,
     },
-    /// `rootfs` itself, writable, with the host's `/bin /etc /lib /lib32 /lib64 /libx32 /opt /sbin /usr` read-only.
-    /// Several containers may share one.
-    HostBinds {
-        /// The folder.
-        rootfs: PathBuf,
-    },
-    /// A folder that holds a whole system, writable; network files as for [`RootFs::Overlay`].
+    /// A folder, written to as it is. Several containers may share one.
     Directory(PathBuf),
+}
+
+/// Whose programs, libraries and configuration a container has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum System {
+    /// Those in its root. It sees the host's `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf`, read-only.
+    Own,
+    /// The host's: its `/bin /etc /lib /lib32 /lib64 /libx32 /opt /sbin /usr` are in the root, read-only.
+    OfHost,
+}
+
+/// Who makes a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Engine {
+    /// This program itself.
+    #[default]
+    Own,
+    /// LXC's `lxc-start`.
+    Lxc,
+}
+
+impl fmt::Display for Engine {
+    /// `own` or `lxc`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Own => "own",
+            Self::Lxc => "lxc",
+        })
+    }
+}
+
+/// A text that names no engine.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{0:?} is not an engine: expected own or lxc")]
+pub struct BadEngine(String);
+
+impl FromStr for Engine {
+    type Err = BadEngine;
+
+    fn from_str(text: &str) -> Result<Self, BadEngine> {
+        match text {
+            "own" => Ok(Self::Own),
+            "lxc" => Ok(Self::Lxc),
+            other => Err(BadEngine(other.chars().take(60).collect())),
+        }
+    }
+}
+
+/// What keeps a container from the host. Everything is on; each can be switched off only so that a test can show
+/// that it is this one that stops an attack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hardening {
+    /// Root inside is not root on the host, as far as the kernel has user namespaces.
+    pub user_namespace: bool,
+    /// System calls that no app needs are refused.
+    pub seccomp: bool,
+    /// Nothing that is run can give more privileges than there are, such as a set-user-id program.
+    pub no_new_privileges: bool,
+    /// All capabilities but those of [`Capabilities`] are given up.
+    pub drop_capabilities: bool,
+    /// Parts of `/proc` and `/sys` are empty or cannot be written to.
+    pub mask_kernel_files: bool,
+    /// The keys of the caller's session stay outside.
+    pub new_keyring: bool,
+    /// Files that the caller has open stay outside.
+    pub close_descriptors: bool,
+    /// Device nodes and set-user-id bits in the root and in what is mounted mean nothing.
+    pub no_devices_or_setuid: bool,
+    /// Links in the root lead to places in the root, and not to the host's, while it is made.
+    pub links_stay_inside: bool,
+    /// It has its own process numbers, and sees no other process.
+    pub process_namespace: bool,
+    /// It has its own System V and POSIX message queues and shared memory.
+    pub ipc_namespace: bool,
+    /// It has its own host name.
+    pub host_name_namespace: bool,
+    /// It sees control groups as if its own were the topmost.
+    pub cgroup_namespace: bool,
+}
+
+impl Default for Hardening {
+    fn default() -> Self {
+        Self {
+            user_namespace: true,
+            seccomp: true,
+            no_new_privileges: true,
+            drop_capabilities: true,
+            mask_kernel_files: true,
+            new_keyring: true,
+            close_descriptors: true,
+            no_devices_or_setuid: true,
+            links_stay_inside: true,
+            process_namespace: true,
+            ipc_namespace: true,
+            host_name_namespace: true,
+            cgroup_namespace: true,
+        }
+    }
 }
 
 /// A folder or file of the host that a container sees, with everything mounted below it.

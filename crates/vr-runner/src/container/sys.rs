@@ -3,10 +3,10 @@
 
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::libc;
-use nix::unistd::{ForkResult, Pid, fork};
+use nix::unistd::Pid;
 
 /// What [`clone_process`] returns to each side.
 pub enum Cloned {
@@ -46,15 +46,6 @@ pub fn clone_process(namespaces: libc::c_int) -> io::Result<Cloned> {
     }
 }
 
-/// `fork`, for a caller with a single thread; `None` in the child.
-pub fn fork_process() -> io::Result<Option<Pid>> {
-    // SAFETY: the caller has a single thread, so the child's copy of every lock and heap is consistent.
-    match unsafe { fork() }? {
-        ForkResult::Parent { child } => Ok(Some(child)),
-        ForkResult::Child => Ok(None),
-    }
-}
-
 /// Closes every descriptor from `first` up to `last`, both included.
 pub fn close_range(first: u32, last: u32) -> io::Result<()> {
     if first > last {
@@ -66,9 +57,20 @@ pub fn close_range(first: u32, last: u32) -> io::Result<()> {
 }
 
 /// `mount_setattr`: sets `MOUNT_ATTR_*` flags on a mount and, if `recursive`, on all below it, and makes them private.
-pub fn set_mount_attributes(mount: impl AsFd, flags: u64, recursive: bool) -> io::Result<()> {
-    let attributes =
-        libc::mount_attr { attr_set: flags, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+/// With a user namespace, the mounts show owners as that one's map says (`MOUNT_ATTR_IDMAP`).
+pub fn set_mount_attributes(
+    mount: impl AsFd,
+    flags: u64,
+    recursive: bool,
+    owners: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let idmap = if owners.is_some() { libc::MOUNT_ATTR_IDMAP } else { 0 };
+    let attributes = libc::mount_attr {
+        attr_set: flags | idmap,
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: owners.map_or(0, |owners| owners.as_raw_fd() as u64),
+    };
     let at = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is an empty C string, the structure outlives the call and its size is passed.
     check(unsafe {
@@ -124,6 +126,15 @@ pub fn set_window_size(terminal: impl AsFd, size: &libc::winsize) -> io::Result<
     check(result.into()).map(drop)
 }
 
+/// Lets the other end of a new terminal be opened.
+pub fn unlock_terminal(terminal: impl AsFd) -> io::Result<()> {
+    let unlocked: libc::c_int = 0;
+    let terminal = terminal.as_fd().as_raw_fd();
+    // SAFETY: TIOCSPTLCK reads one integer, which outlives the call.
+    let result = unsafe { libc::ioctl(terminal, libc::TIOCSPTLCK, &raw const unlocked) };
+    check(result.into()).map(drop)
+}
+
 /// Switches the loopback interface of the calling process's network on, through any socket.
 pub fn loopback_up(socket: impl AsFd) -> io::Result<()> {
     // SAFETY: all-zero is a valid value of this structure of integers and byte arrays.
@@ -145,6 +156,27 @@ pub fn new_session_keyring() -> io::Result<()> {
         libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>())
     };
     check(result).map(drop)
+}
+
+/// `madvise(MADV_DONTNEED)` on all program code that is in this process's memory: it comes back from its files, page
+/// by page, when it is next used. For a process that waits for days in one small loop.
+pub fn forget_code() -> io::Result<()> {
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    for line in maps.lines() {
+        let mut fields = line.split_ascii_whitespace();
+        let (Some(range), Some("r-xp"), Some(_offset), Some(_device), Some(inode)) =
+            (fields.next(), fields.next(), fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let Some((start, end)) = range.split_once('-') else { continue };
+        let bounds = (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16));
+        let (Ok(start), Ok(end), true) = (bounds.0, bounds.1, inode != "0") else { continue };
+        // SAFETY: the kernel's own list says that this is a private mapping of a file that cannot be written to, so
+        // every page of it reads the same before and after the call.
+        check(unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) }.into())?;
+    }
+    Ok(())
 }
 
 /// Ends this process at once, without destructors and without flushing what the parent had buffered.

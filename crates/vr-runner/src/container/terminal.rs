@@ -9,20 +9,12 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::signals::WatchedSignals;
-use super::{Container, ContainerError, ContainerSpec, ExitStatus, Limits, Running, Streams, sys};
+use super::{Container, ContainerError, ContainerSpec, ExitStatus, Running, Streams, sys};
 
 /// Runs a container to its end. When the caller's standard input is a terminal the program gets a terminal of its own
 /// inside, relayed both ways, else the caller's three streams. Signals that ask the caller to end or that
-/// interrupt it are passed on. `spec.streams` is set here.
-pub fn run_in_the_foreground(spec: ContainerSpec) -> Result<ExitStatus, ContainerError> {
-    run_in_the_foreground_within(spec, &Limits::default())
-}
-
-/// As [`run_in_the_foreground`], with limits; an end that the memory limit brought is said on the log.
-pub fn run_in_the_foreground_within(
-    mut spec: ContainerSpec,
-    limits: &Limits,
-) -> Result<ExitStatus, ContainerError> {
+/// interrupt it are passed on; an end that the memory limit brought is said on the log. `spec.streams` is set here.
+pub fn run_in_the_foreground(mut spec: ContainerSpec) -> Result<ExitStatus, ContainerError> {
     let stdin = io::stdin();
     let on_terminal = nix::unistd::isatty(stdin.as_fd()).unwrap_or(false);
     spec.streams = if on_terminal { Streams::Terminal } else { Streams::Inherit };
@@ -30,7 +22,7 @@ pub fn run_in_the_foreground_within(
     let error = |step, source: io::Error| ContainerError::System { name: name.clone(), step, source };
     // Before the start: a signal that comes meanwhile must neither be lost nor end us before the container.
     let signals = WatchedSignals::take().map_err(|e| error("watch for signals", e))?;
-    let mut running = Container::start_within(spec, limits)?;
+    let mut running = Container::start(spec)?;
     let end = match running.take_terminal() {
         Some(master) => {
             let _ = copy_window_size(&master);

@@ -150,6 +150,14 @@ pub enum ProcError {
         /// Its first process's number.
         process: String,
     },
+    /// What setup wrote down makes no sense.
+    #[error("{} is not what setup writes", path.display())]
+    BadRecord {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
     /// Setup was not done.
     #[error("{name} is not set up")]
     NotSetUp {
@@ -187,8 +195,8 @@ impl ProcError {
     /// What would help, where that is known.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::NotSetUp { .. } => Some("run `vrun setup FILE` first"),
-            Self::Container(ContainerError::NotRoot { .. }) => Some("run it with sudo"),
+            Self::NotSetUp { .. } | Self::BadRecord { .. } => Some("run `vrun setup FILE` first"),
+            Self::Container(ContainerError::NoUserNamespace { .. }) => Some("run it as root"),
             Self::Container(ContainerError::NoController { .. } | ContainerError::Cgroup { .. }) => Some(
                 "limits need control groups mounted and writable; without limits in its file the proc runs",
             ),

@@ -2,12 +2,14 @@
 //! to is the container's root and its app may have left anything there.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, fchmod, fchown, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, fchmod, fchown, fsync, openat, renameat, unlinkat};
 use rustix::io::Errno;
+use rustix::process::{getegid, geteuid};
 
 use super::ProcError;
 
@@ -16,8 +18,26 @@ use super::ProcError;
 pub(super) struct Access {
     /// The permission bits.
     pub mode: u32,
-    /// Its group; the owner is root.
+    /// Its group; the owner is root. Without root's rights, both are the caller's.
     pub group: u32,
+}
+
+impl Access {
+    fn owner(self) -> (u32, u32) {
+        match geteuid().is_root() {
+            true => (0, self.group),
+            false => (geteuid().as_raw(), getegid().as_raw()),
+        }
+    }
+}
+
+/// Whether a file has to be on disk before anybody goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Durable {
+    /// It has: after a power cut it is there as a whole.
+    Yes,
+    /// It is written anew when a power cut took it.
+    No,
 }
 
 /// Makes `folder` with the given mode if it is missing; something else in its place is an error.
@@ -38,8 +58,14 @@ pub(super) fn open_folder(folder: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(folder, flags, Mode::empty())?)
 }
 
-/// Puts a file into a folder under its final name, once it is whole and on disk.
-pub(super) fn write_file(folder: &Path, name: &str, content: &[u8], access: Access) -> Result<(), ProcError> {
+/// Puts a file into a folder under its final name, once it is whole.
+pub(super) fn write_file(
+    folder: &Path,
+    name: &str,
+    content: &[u8],
+    access: Access,
+    durable: Durable,
+) -> Result<(), ProcError> {
     let write = || -> io::Result<()> {
         let folder = open_folder(folder)?;
         let aside = format!(".{name}.new");
@@ -48,13 +74,52 @@ pub(super) fn write_file(folder: &Path, name: &str, content: &[u8], access: Acce
         remove_name(&folder, &aside)?;
         let mut file = File::from(openat(&folder, &aside, flags, Mode::RUSR | Mode::WUSR)?);
         file.write_all(content)?;
-        fchown(&file, Some(Uid::ROOT), Some(Gid::from_raw(access.group)))?;
+        let (uid, gid) = access.owner();
+        fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
         fchmod(&file, Mode::from_raw_mode(access.mode))?;
-        file.sync_all()?;
+        if durable == Durable::Yes {
+            file.sync_all()?;
+        }
         renameat(&folder, &aside, &folder, name)?;
+        if durable == Durable::Yes {
+            fsync(&folder)?;
+        }
         Ok(())
     };
     write().map_err(|source| ProcError::Io { step: "write", path: folder.join(name), source })
+}
+
+/// Whether a folder has a file of this name that is exactly as [`write_file`] would write it.
+pub(super) fn holds(folder: &Path, name: &str, content: &[u8], access: Access) -> bool {
+    let look = || -> io::Result<bool> {
+        // Opening a named pipe would wait for its other end.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = File::from(openat(open_folder(folder)?, name, flags, Mode::empty())?);
+        let found = file.metadata()?;
+        if !found.is_file()
+            || found.len() != content.len() as u64
+            || found.mode() & 0o7777 != access.mode
+            || (found.uid(), found.gid()) != access.owner()
+        {
+            return Ok(false);
+        }
+        let mut there = Vec::with_capacity(content.len() + 1);
+        file.take(found.len() + 1).read_to_end(&mut there)?;
+        Ok(there == content)
+    };
+    look().unwrap_or(false)
+}
+
+/// Gives a folder or file to somebody; without root's rights it stays the caller's.
+pub(super) fn give_away(path: &Path, uid: u32, gid: u32) -> Result<(), ProcError> {
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(|source| ProcError::Io {
+        step: "give away",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn remove_name(folder: impl AsFd, name: &str) -> io::Result<()> {
@@ -79,7 +144,13 @@ mod tests {
         make_folder(&folder, 0o755).unwrap();
         symlink(&victim, folder.join("env.sh")).unwrap();
         symlink(&victim, folder.join(".env.sh.new")).unwrap();
-        write_file(&folder, "env.sh", b"new", Access { mode: 0o640, group: 65534 }).unwrap();
+        let access = Access { mode: 0o640, group: 65534 };
+        assert!(!holds(&folder, "env.sh", b"untouched", access));
+        write_file(&folder, "env.sh", b"new", access, Durable::Yes).unwrap();
+        assert!(holds(&folder, "env.sh", b"new", access));
+        for (content, mode, group) in [("old", 0o640, 65534), ("new", 0o644, 65534), ("new", 0o640, 0)] {
+            assert!(!holds(&folder, "env.sh", content.as_bytes(), Access { mode, group }));
+        }
         assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
         let made = fs::symlink_metadata(folder.join("env.sh")).unwrap();
         assert!(made.is_file());
@@ -93,6 +164,6 @@ mod tests {
         symlink("/", dir.path().join("rootfs")).unwrap();
         assert!(make_folder(&dir.path().join("rootfs"), 0o755).is_err());
         let access = Access { mode: 0o644, group: 0 };
-        assert!(write_file(&dir.path().join("rootfs"), "proc.sh", b"", access).is_err());
+        assert!(write_file(&dir.path().join("rootfs"), "proc.sh", b"", access, Durable::No).is_err());
     }
 }

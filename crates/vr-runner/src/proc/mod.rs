@@ -4,10 +4,16 @@
 //! command left half-done is found and done again by the next one. This module must not know how a container is
 //! made (that is [`crate::container`]) or who watches the proc.
 
+mod clean_up;
 mod error;
 mod files;
+mod layer;
 mod log;
+mod lxc;
+mod name;
 mod predecessor;
+mod record;
+mod root;
 mod run;
 mod scratch;
 mod script;
@@ -20,22 +26,24 @@ mod uptest;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use vr_common::hash::md5_hex;
 use vr_common::lock::FileLock;
 use vr_common::paths::VrRoot;
-use vr_common::proc_data::{ProcData, Scalar, is_file_name};
+use vr_common::proc_data::{ProcData, Scalar};
 
 use crate::container::{
-    BindMount, Capabilities, ContainerSpec, Credentials, Limits, Network, Program, RootFs, Size, Streams,
+    BindMount, ContainerSpec, Credentials, Engine, Limits, Program, RootFs, Size, System,
 };
 use crate::users;
 
+pub use clean_up::{CleanedUp, Removed, RemovedKind, clean_up};
 pub use error::ProcError;
 pub use run::{LogFile, RunOptions, run};
 pub use setup::setup;
 pub use shell::shell;
-pub use teardown::teardown;
+pub use teardown::{teardown, teardown_file};
 pub use uptest::uptest;
+
+use record::Record;
 
 /// Which root a proc's container gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +62,7 @@ pub struct Proc {
     root: VrRoot,
     /// The unpacked image, for a proc that has one.
     image: Option<PathBuf>,
+    engine: Engine,
 }
 
 impl Proc {
@@ -65,20 +74,20 @@ impl Proc {
             *folder =
                 real.ok_or_else(|| ProcError::NoAppFolder { file: file.to_owned(), folder: folder.clone() })?;
         }
-        let name = match data.container_name() {
-            Some(name) => name.to_string(),
-            None => name_of_file(file)?,
-        };
-        if name.len() > 200 {
-            return Err(ProcError::LongName { file: file.to_owned(), name });
-        }
+        let name = name::of(file, data.container_name())?;
         let image = match (&data.image_url, &data.image_name, variant) {
             (Some(_), Some(image_name), Variant::AsTheFileSays) => {
                 Some(root.image(image_name).join("contents"))
             }
             _ => None,
         };
-        Ok(Self { data, name, root, image })
+        Ok(Self { data, name, root, image, engine: Engine::Own })
+    }
+
+    /// The same, with its containers made by another engine.
+    pub fn with_engine(mut self, engine: Engine) -> Self {
+        self.engine = engine;
+        self
     }
 
     /// The name of its container and of its folder.
@@ -103,26 +112,15 @@ impl Proc {
     /// Keeps every other setup, run and teardown of this proc out, whatever file they read it from. What a killed run
     /// left is gone then.
     fn lock_folder(&self) -> Result<FileLock, ProcError> {
-        let lock = FileLock::existing(&self.folder())?;
-        predecessor::wait_until_gone(&self.folder())?;
-        Ok(lock)
+        lock_folder(&self.folder())
     }
 
-    /// A path in the app's folder, as a root of the host and the path in it: links of the app are to lead where they
-    /// lead in the container, as far as the host can know, and never out of the root.
-    fn in_app(&self, path: &str) -> (PathBuf, PathBuf) {
-        match &self.data.app_folder {
-            Some(folder) => (folder.clone(), PathBuf::from(path)),
-            None => (self.rootfs(), Path::new("app").join(path)),
-        }
-    }
-
+    /// The user that the file names. What the app writes to its own `/etc` has no say in it.
     fn credentials(&self) -> Result<Credentials, ProcError> {
         let user = self.data.user.as_ref().map_or("nobody", |user| &user.0);
         let group = self.data.group.as_ref().map(|group| group.0.as_str());
-        let rootfs = self.rootfs();
         // Without an image, the container's `/etc` is the host's, which is looked at anyway.
-        let roots: Vec<&Path> = self.image.iter().flat_map(|image| [&*rootfs, image]).collect();
+        let roots: Vec<&Path> = self.image.iter().map(PathBuf::as_path).collect();
         Ok(users::find(&roots, user, group)?)
     }
 
@@ -153,19 +151,56 @@ impl Proc {
         })
     }
 
-    /// An error unless setup was done.
-    fn must_be_set_up(&self) -> Result<(), ProcError> {
-        let script = self.rootfs().join(script::FILE_NAME);
-        let image_is_there = self.image.as_ref().is_none_or(|image| image.is_dir());
-        if script.is_file() && image_is_there {
-            return Ok(());
+    /// What setup decided; an error unless it was done.
+    fn record(&self) -> Result<Record, ProcError> {
+        let not_set_up = || ProcError::NotSetUp { name: self.name.clone() };
+        if self.image.as_ref().is_some_and(|image| !image.is_dir()) {
+            return Err(not_set_up());
         }
-        Err(ProcError::NotSetUp { name: self.name.clone() })
+        if let Some(record) = Record::read(&self.folder())? {
+            return Ok(record);
+        }
+        // Set up when there were no records yet: everything is in `rootfs`.
+        match self.rootfs().join(script::FILE_NAME).is_file() {
+            true => Ok(Record::of_old_setup(&self.credentials()?)),
+            false => Err(not_set_up()),
+        }
+    }
+
+    /// A path in the app's folder, as a root of the host and the path in it: links of the app are to lead where they
+    /// lead in the container, as far as the host can know, and never out of the root. Of an app with an unpacked build
+    /// this is the build as it was deployed, whatever the app wrote over it.
+    fn in_app(&self, layer: Option<&str>, path: &str) -> (PathBuf, PathBuf) {
+        let in_root = Path::new("app").join(path);
+        match (&self.data.app_folder, layer) {
+            (Some(folder), _) => (folder.clone(), PathBuf::from(path)),
+            (None, Some(key)) => (layer::path(&self.root, key), in_root),
+            (None, None) => (self.rootfs(), in_root),
+        }
+    }
+
+    /// Whether the app might have a file in `.profile.d`, in any of the folders that its root is made of.
+    fn may_have_profiles(&self, record: &Record) -> bool {
+        let layer = record.layer.as_ref().map(|key| layer::path(&self.root, key));
+        let roots = [Some(self.rootfs()), layer, self.image.clone()];
+        let folders = roots.into_iter().flatten().map(|root| root.join("app"));
+        let is_in_app = |path: &Path| path.starts_with("/app");
+        folders.chain(self.data.app_folder.clone()).any(|app| {
+            // An `app` that is no plain folder may lead anywhere.
+            !fs::symlink_metadata(&app).is_ok_and(|found| !found.is_dir())
+                && fs::symlink_metadata(app.join(".profile.d")).is_ok()
+        }) || self.data.volumes.iter().flatten().any(|volume| is_in_app(&volume.mountpoint))
     }
 
     /// A container that is the same for run, uptest and shell but for its name and root, and runs `proc.sh` with the
     /// given arguments.
-    fn container(&self, suffix: &str, root: RootFs, arguments: &[&str]) -> Result<ContainerSpec, ProcError> {
+    fn container(
+        &self,
+        suffix: &str,
+        root: RootFs,
+        record: &Record,
+        arguments: &[&str],
+    ) -> Result<ContainerSpec, ProcError> {
         let name = format!("{}{suffix}", self.name);
         let mut mounts = Vec::new();
         if let Some(folder) = &self.data.app_folder {
@@ -182,62 +217,25 @@ impl Proc {
         let arguments = [script.as_str()].into_iter().chain(arguments.iter().copied());
         let mut program = Program::new("/bin/bash", arguments);
         program.candidates.push("/bin/sh".into());
+        // Bash takes its time to start. What it can do more than others, only these ask for.
+        if !record.needs_bash && !self.may_have_profiles(record) {
+            program.candidates.reverse();
+        }
         Ok(ContainerSpec {
-            hostname: name.clone(),
-            name,
-            root,
+            system: if self.image.is_some() { System::Own } else { System::OfHost },
             mounts,
-            user: self.credentials()?,
+            user: record.credentials(),
             workdir: "/app".into(),
-            program,
-            capabilities: Capabilities::Usual,
-            network: Network::Host,
-            streams: Streams::InheritOutput,
+            limits: self.limits()?,
+            engine: self.engine,
+            ..ContainerSpec::new(name, root, program)
         })
     }
 }
 
-/// A name for a file that does not say all that a container's name is made of. Two files of the same name in two
-/// folders are two procs, hence the sum of the path.
-fn name_of_file(file: &Path) -> Result<String, ProcError> {
-    let whole = fs::canonicalize(file).map_err(|source| ProcError::Io {
-        step: "find",
-        path: file.to_owned(),
-        source,
-    })?;
-    let stem = whole.file_stem().unwrap_or_default().to_string_lossy();
-    let word: String = stem
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c))
-        .take(80)
-        .skip_while(|c| !c.is_ascii_alphanumeric())
-        .collect();
-    let word = if is_file_name(&word) { word } else { "proc".to_owned() };
-    let sum = md5_hex(whole.as_os_str().as_encoded_bytes());
-    Ok(format!("{word}-{}", &sum[..8]))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn files_without_a_whole_name_get_a_stable_one_of_their_own() {
-        let dir = tempfile::tempdir().unwrap();
-        let load = |name: &str, text: &str| {
-            let path = dir.path().join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(&path, text).unwrap();
-            Proc::load(&path, VrRoot::new("/nowhere"), Variant::AsTheFileSays).map(|proc| proc.name)
-        };
-        let one = load("a/my proc.yaml", "cmd: x").unwrap();
-        assert!(one.starts_with("myproc-"), "{one}");
-        assert_eq!(one, load("a/my proc.yaml", "cmd: y").unwrap());
-        assert_ne!(one, load("b/my proc.yaml", "cmd: x").unwrap());
-        assert!(load("a/-..yaml", "cmd: x").unwrap().starts_with("proc-"));
-        let whole =
-            "app_name: a\nversion: v1\nconfig_name: c\nrelease_hash: abcd1234\nproc_name: web\nport: 80";
-        assert_eq!(load("x.yaml", whole).unwrap(), "a-v1-c-abcd1234-web-80");
-        assert!(load("x.yaml", "cmd: x\napp_folder: /does/not/exist").is_err());
-    }
+/// See [`Proc::lock_folder`].
+fn lock_folder(folder: &Path) -> Result<FileLock, ProcError> {
+    let lock = FileLock::existing(folder)?;
+    predecessor::wait_until_gone(folder)?;
+    Ok(lock)
 }

@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::files::{Access, write_file};
+use super::files::{Access, Durable, write_file};
 use super::status::stat_of;
 use super::{Proc, ProcError};
 
@@ -25,7 +25,9 @@ const INIT: &str = "vr-init";
 pub(super) fn remember(proc: &Proc, init: i32) -> Result<(), ProcError> {
     let stat = stat_of(&init.to_string()).map_err(io_error(&proc.folder()))?;
     let text = format!("{init} {}\n", stat.start_ticks);
-    write_file(&proc.folder(), FILE_NAME, text.as_bytes(), Access { mode: 0o600, group: 0 })
+    let access = Access { mode: 0o600, group: 0 };
+    // After a power cut there is no such process.
+    write_file(&proc.folder(), FILE_NAME, text.as_bytes(), access, Durable::No)
 }
 
 /// Waits until the container of a killed run is gone. The caller holds the folder's lock.

@@ -10,11 +10,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use vr_common::exit;
 use vr_common::host_api::RunStatus;
+use vr_common::lock::LockError;
 
 use super::log::RotatingLog;
+use super::record::Record;
+use super::root::{Held, View, root};
 use super::{Proc, ProcError, predecessor, scratch, status};
 use crate::container::{
-    Container, ContainerError, ExitStatus, RootFs, Running, Streams, WatchedSignals, read_rest,
+    Container, ContainerError, ExitStatus, Running, Streams, WatchedSignals, forget_code, read_rest,
 };
 
 /// Seconds between the signal to stop and KILL, unless `grace_period` says otherwise.
@@ -43,8 +46,13 @@ pub struct RunOptions {
 /// Runs a proc to its end and returns how it ended. TERM and INT are passed on; the second one, or the end of the
 /// grace period, kills the container.
 pub fn run(proc: &Proc, options: &RunOptions) -> Result<ExitStatus, ProcError> {
-    proc.must_be_set_up()?;
-    let _lock = proc.lock_folder()?;
+    let _lock = match proc.lock_folder() {
+        Err(ProcError::Lock(LockError::Io { source, .. })) if source.kind() == io::ErrorKind::NotFound => {
+            return Err(ProcError::NotSetUp { name: proc.name.clone() });
+        }
+        taken => taken?,
+    };
+    let record = proc.record()?;
     let io_error = |step, path: &Path| {
         let path = path.to_owned();
         move |source| ProcError::Io { step, path, source }
@@ -63,8 +71,8 @@ pub fn run(proc: &Proc, options: &RunOptions) -> Result<ExitStatus, ProcError> {
     let proc_files = Path::new("/proc/self");
     let mut news = status::beginning().map_err(io_error("read", proc_files))?;
     let signals = WatchedSignals::take().map_err(io_error("watch for signals of", proc_files))?;
-    match start(proc, log.is_some()) {
-        Ok(mut running) => {
+    match start(proc, &record, log.is_some()) {
+        Ok((mut running, _held)) => {
             news.app_pid = u32::try_from(running.program_pid()).ok();
             if let Err(error) = predecessor::remember(proc, running.pid()) {
                 tracing::warn!(
@@ -101,19 +109,15 @@ pub fn run(proc: &Proc, options: &RunOptions) -> Result<ExitStatus, ProcError> {
     }
 }
 
-fn start(proc: &Proc, capture: bool) -> Result<Running, ProcError> {
+/// The second value is to be kept until the container is gone.
+fn start(proc: &Proc, record: &Record, capture: bool) -> Result<(Running, Held), ProcError> {
     scratch::clear(proc)?;
-    let root = match &proc.image {
-        Some(image) => RootFs::Overlay {
-            lowers: vec![image.clone()],
-            upper: proc.rootfs(),
-            work: proc.folder().join("work"),
-        },
-        None => RootFs::HostBinds { rootfs: proc.rootfs() },
-    };
-    let mut spec = proc.container("", root, &["run"])?;
+    let (root, mut held) = root(proc, record, View::Own)?;
+    let mut spec = proc.container("", root, record, &["run"])?;
     spec.streams = if capture { Streams::Captured } else { Streams::InheritOutput };
-    Ok(Container::start_within(spec, &proc.limits()?)?)
+    let running = Container::start(spec)?;
+    held.renew()?;
+    Ok((running, held))
 }
 
 /// When a container that was asked to end will be killed.
@@ -154,16 +158,25 @@ fn watch(
     grace: Duration,
 ) -> Result<ExitStatus, ProcError> {
     let mut stopping = Stopping { grace, deadline: None };
+    // Most apps that run longer than this run for days.
+    let mut settled = false;
     let mut output = running.take_output();
     let mut buffer = vec![0; 32 * 1024];
     loop {
-        let timeout = stopping.remaining(running)?;
+        let timeout = match stopping.remaining(running)? {
+            None if !settled => Some(Timespec { tv_sec: 1, tv_nsec: 0 }),
+            timeout => timeout,
+        };
         let pidfd = running.pidfd();
         let mut waits = vec![PollFd::new(signals, PollFlags::IN), PollFd::new(&pidfd, PollFlags::IN)];
         if let Some(output) = &output {
             waits.push(PollFd::new(output, PollFlags::IN));
         }
         match poll(&mut waits, timeout.as_ref()) {
+            Ok(0) if !settled => {
+                settled = true;
+                let _ = forget_code();
+            }
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => {
                 return Err(ProcError::Io {

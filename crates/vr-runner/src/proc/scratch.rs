@@ -1,15 +1,14 @@
 //! A throw-away upper folder for a container beside the running one: two overlays may not write to the same one,
-//! so an uptest or a shell writes to its own, over everything that the proc's own has.
+//! so an uptest or a shell writes to its own.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use vr_common::archive::remove_tree;
+use vr_common::archive::{bytes_in, remove_tree};
 use vr_common::lock::{FileLock, LockError};
 
 use super::{Proc, ProcError};
-use crate::container::RootFs;
 
 const PREFIX: &str = "scratch-";
 /// Held while scratch folders are made and cleared away, so that a new one is never taken for a left one.
@@ -23,7 +22,7 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    fn create(proc_folder: &Path) -> Result<Self, ProcError> {
+    pub fn create(proc_folder: &Path) -> Result<Self, ProcError> {
         let io_error =
             |source| ProcError::Io { step: "make a scratch folder in", path: proc_folder.to_owned(), source };
         let _only_one = FileLock::wait(&proc_folder.join(LOCK), || {})?;
@@ -38,6 +37,16 @@ impl Scratch {
         super::files::make_folder(&folder.join("upper"), 0o755)?;
         Ok(Self { folder, _lock: lock })
     }
+
+    /// Takes what the container writes.
+    pub fn upper(&self) -> PathBuf {
+        self.folder.join("upper")
+    }
+
+    /// On the same file system, for the kernel's own use.
+    pub fn work(&self) -> PathBuf {
+        self.folder.join("work")
+    }
 }
 
 impl Drop for Scratch {
@@ -48,43 +57,59 @@ impl Drop for Scratch {
     }
 }
 
-fn clear_left(proc_folder: &Path) -> Result<(), ProcError> {
+/// Removes what nobody uses; gives what it was and its size. The caller holds the lock.
+fn clear_left(proc_folder: &Path) -> Result<Vec<(PathBuf, u64)>, ProcError> {
     let io_error =
         |source| ProcError::Io { step: "clear scratch folders of", path: proc_folder.to_owned(), source };
-    for entry in fs::read_dir(proc_folder).map_err(io_error)? {
-        let entry = entry.map_err(io_error)?;
-        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
-            continue;
-        }
-        match FileLock::existing(&entry.path()) {
-            Ok(_nobody_uses_it) => remove_tree(&entry.path()).map_err(io_error)?,
+    let mut cleared = Vec::new();
+    for folder in folders(proc_folder).map_err(io_error)? {
+        match FileLock::existing(&folder) {
+            Ok(_nobody_uses_it) => {
+                let bytes = bytes_in(&folder);
+                remove_tree(&folder).map_err(io_error)?;
+                cleared.push((folder, bytes));
+            }
             Err(LockError::Held(_)) => {}
             // Its user has just removed it.
             Err(LockError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
+    Ok(cleared)
+}
+
+fn folders(proc_folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(proc_folder)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
 }
 
 /// Removes what killed commands left.
 pub(super) fn clear(proc: &Proc) -> Result<(), ProcError> {
-    let _only_one = FileLock::wait(&proc.folder().join(LOCK), || {})?;
-    clear_left(&proc.folder())
+    remove_left(&proc.folder()).map(drop)
 }
 
-/// A root for a container beside the proc's own; keep the second value for as long as it runs.
-pub(super) fn root_beside(proc: &Proc) -> Result<(RootFs, Option<Scratch>), ProcError> {
-    let Some(image) = &proc.image else {
-        return Ok((RootFs::HostBinds { rootfs: proc.rootfs() }, None));
-    };
-    let scratch = Scratch::create(&proc.folder())?;
-    let root = RootFs::Overlay {
-        lowers: vec![proc.rootfs(), image.clone()],
-        upper: scratch.folder.join("upper"),
-        work: scratch.folder.join("work"),
-    };
-    Ok((root, Some(scratch)))
+/// The same for a folder in which there may be no proc any more. Nothing is made there: somebody may be removing it.
+pub(super) fn remove_left(proc_folder: &Path) -> Result<Vec<(PathBuf, u64)>, ProcError> {
+    let is_gone = |source: &io::Error| source.kind() == io::ErrorKind::NotFound;
+    match folders(proc_folder) {
+        Ok(found) if found.is_empty() => return Ok(Vec::new()),
+        Err(source) if is_gone(&source) => return Ok(Vec::new()),
+        Err(source) => {
+            return Err(ProcError::Io { step: "list", path: proc_folder.to_owned(), source });
+        }
+        Ok(_) => {}
+    }
+    match FileLock::wait_for_existing(&proc_folder.join(LOCK), || {}) {
+        Ok(_only_one) => clear_left(proc_folder),
+        Err(LockError::Io { source, .. }) if is_gone(&source) => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]
@@ -103,5 +128,11 @@ mod tests {
         let folder = one.folder.clone();
         drop(one);
         assert!(!folder.exists() && two.folder.exists());
+        assert_eq!(remove_left(dir.path()).unwrap(), []);
+        fs::create_dir_all(&left).unwrap();
+        let removed = remove_left(dir.path()).unwrap();
+        assert_eq!(removed.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>(), [left]);
+        assert!(two.folder.exists());
+        assert_eq!(remove_left(&dir.path().join("missing")).unwrap(), []);
     }
 }

@@ -52,6 +52,40 @@ exit 126
     )
 }
 
+/// Whether a command might mean something else to bash than to every other shell. Most do not: words, quotes, and
+/// variables that `is_set` knows or that `proc.sh` sets.
+pub(super) fn needs_bash(command: &str, is_set: impl Fn(&str) -> bool) -> bool {
+    const SET: [&str; 5] = ["APP_SETTINGS_YAML", "HOME", "PATH", "PORT", "TMPDIR"];
+    // Bash's own `exec` has options.
+    let mut rest = match command.trim_start() {
+        with_option if with_option.starts_with('-') => return true,
+        rest => rest,
+    };
+    while let Some(next) = rest.chars().next() {
+        rest = &rest[next.len_utf8()..];
+        match next {
+            '$' => {
+                let inner = rest.strip_prefix('{').unwrap_or(rest);
+                let end = inner.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(inner.len());
+                let (name, after) = inner.split_at(end);
+                if !is_variable_name(name) || !(SET.contains(&name) || is_set(name)) {
+                    return true;
+                }
+                rest = match rest.starts_with('{') {
+                    true => match after.strip_prefix('}') {
+                        Some(after) => after,
+                        None => return true,
+                    },
+                    false => after,
+                };
+            }
+            c if c.is_ascii_alphanumeric() || " _./:=,+@%-'\"".contains(c) => {}
+            _ => return true,
+        }
+    }
+    false
+}
+
 /// `env.sh`. A value that is exactly `$NAME` is replaced by what `host` says of NAME, or by nothing.
 pub(super) fn env_sh(env: &BTreeMap<String, Scalar>, host: impl Fn(&str) -> Option<String>) -> String {
     let mut text = String::from("# Written by `vrun setup`, which also writes over any change.\n");
@@ -97,6 +131,33 @@ mod tests {
         let text = env_sh(&env, |name| (name == "HOME").then(|| "/of/the/host".to_owned()));
         for line in ["export A='/of/the/host'", "export B=''", "export C='x$HOME'", "export D='${HOME}'"] {
             assert!(text.contains(line), "{text}");
+        }
+    }
+
+    #[test]
+    fn bash_is_only_for_what_it_alone_may_understand() {
+        let is_set = |name: &str| name == "GREETING";
+        for plain in ["/bin/true", "./serve one $PORT \"${GREETING}\" 'two words'", "a=b:c@d,e+f%g"] {
+            assert!(!needs_bash(plain, is_set), "{plain}");
+        }
+        for more in [
+            "-a name ./serve",
+            "./serve $RANDOM",
+            "./serve ${GREETING:-x}",
+            "./serve ${GREETING",
+            "./serve $'a\\tb'",
+            "./serve $\"a\"",
+            "./serve $(id)",
+            "./serve `id`",
+            "./serve {a,b}",
+            "./serve *.conf",
+            "./serve < in",
+            "./serve; x",
+            "./serve $",
+            "~/serve",
+            "é",
+        ] {
+            assert!(needs_bash(more, is_set), "{more}");
         }
     }
 

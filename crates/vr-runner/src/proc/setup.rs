@@ -3,22 +3,24 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::chown;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use rustix::process::{getegid, geteuid};
 use serde_yaml::Value;
-use vr_common::archive::{self, UnpackOptions};
-use vr_common::lock::FileLock;
-use vr_common::yaml;
+use vr_common::{archive, exit, yaml};
 
-use super::files::{Access, make_folder, write_file};
-use super::{Proc, ProcError, script};
+use super::files::{give_away, make_folder};
+use super::layer::{self, HeldLayer, Owner};
+use super::record::{Record, Text};
+use super::{Proc, ProcError, lxc, script};
 use crate::container::{Credentials, clear_left_groups, read_beneath};
 use crate::image::image_contents;
-use crate::tarballs;
 
-/// Says which tarball `rootfs/app` was unpacked from, and for whom.
-const BUILD_MARK: &str = "build.mark";
+/// Says which tarball `rootfs/app` was unpacked from, and for whom, in procs that were set up when builds were not
+/// shared yet.
+const OLD_BUILD_MARK: &str = "build.mark";
+/// Begin the names of what such a setup left when it was killed.
+const OLD_LEFTOVERS: [&str; 2] = ["build", ".build."];
 const LONGEST_PROCFILE: u64 = 1 << 20;
 
 /// Sets a proc up, or repairs it. The proc must not be running.
@@ -44,8 +46,18 @@ pub fn setup(proc: &Proc) -> Result<(), ProcError> {
     make_folder(&proc.rootfs(), 0o755)?;
     make_folder(&folder.join("work"), 0o700)?;
     let user = proc.credentials()?;
-    set_build_up(proc, &user)?;
-    write_texts(proc, &user)
+    let before = Record::read(&folder).unwrap_or_else(|error| {
+        tracing::warn!(error = exit::chain(&error), "the last setup is of no use");
+        None
+    });
+    // Held until the record says that this proc uses it.
+    let layer = set_build_up(proc, &user, before.as_ref())?;
+    let record = record(proc, &user, layer.as_ref())?;
+    record.put_texts(&proc.rootfs())?;
+    if !Record::read(&folder).is_ok_and(|there| there.as_ref() == Some(&record)) {
+        record.write(&folder)?;
+    }
+    lxc::write(proc, &record)
 }
 
 fn set_image_up(proc: &Proc) -> Result<(), ProcError> {
@@ -57,71 +69,85 @@ fn set_image_up(proc: &Proc) -> Result<(), ProcError> {
     Ok(())
 }
 
-fn set_build_up(proc: &Proc, user: &Credentials) -> Result<(), ProcError> {
+/// Brings the build into place, and removes what the app wrote over another one. What it wrote over this one stays.
+fn set_build_up(
+    proc: &Proc,
+    user: &Credentials,
+    before: Option<&Record>,
+) -> Result<Option<HeldLayer>, ProcError> {
     let app = proc.rootfs().join("app");
-    let mark_file = proc.folder().join(BUILD_MARK);
-    let io_error = |step, path: &Path| {
-        let path = path.to_owned();
-        move |source| ProcError::Io { step, path, source }
-    };
-    let there = match fs::symlink_metadata(&app) {
-        Ok(found) if found.is_dir() => true,
-        Ok(_) => {
-            // An app that ran as root may have put anything there; only a real folder is unpacked into.
-            fs::remove_file(&app).map_err(io_error("remove", &app))?;
-            false
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-        Err(error) => return Err(io_error("look at", &app)(error)),
-    };
+    let old_mark_file = proc.folder().join(OLD_BUILD_MARK);
+    let old_mark = fs::read_to_string(&old_mark_file).ok();
+    let is_there = fs::symlink_metadata(&app).is_ok_and(|found| found.is_dir());
+    let layer_before = before.and_then(|record| record.layer.as_deref());
     let Some(url) = proc.data.build_url.as_ref().filter(|_| proc.data.app_folder.is_none()) else {
-        if !there {
-            fs::create_dir(&app).map_err(io_error("make the folder", &app))?;
-            chown(&app, Some(user.uid), Some(user.gid)).map_err(io_error("give away", &app))?;
+        let had_a_build = layer_before.is_some() || old_mark.is_some();
+        if had_a_build || !is_there {
+            forget_build(proc)?;
+            make_folder(&app, 0o755)?;
+            give_away(&app, user.uid, user.gid)?;
         }
-        return Ok(());
+        return Ok(None);
     };
-    let name = tarballs::file_name(url)?;
-    let tarball = proc.root.builds().join(name);
-    fs::create_dir_all(proc.root.builds()).map_err(io_error("make the folder", &proc.root.builds()))?;
-    // Another proc's build may have the same file name and another sum. Until this one is unpacked, it must not take
-    // the tarball's place.
-    let _only_one = FileLock::wait(&proc.root.builds().join(format!(".{name}.setup.lock")), || {
-        tracing::info!(tarball = name, "waiting for another setup with a tarball of the same name");
-    })?;
-    let source = tarballs::fetch_marked(url, &tarball, proc.data.build_md5.as_deref())?;
-    let mark = format!("{source}for {}:{}\n", user.uid, user.gid);
-    if there && fs::read_to_string(&mark_file).is_ok_and(|old| old == mark) {
-        return Ok(());
+    let md5 = proc.data.build_md5.as_deref();
+    // Without root's rights, everything is and stays the caller's.
+    let owner = match geteuid().is_root() {
+        true => Owner { uid: user.uid, gid: user.gid },
+        false => Owner { uid: geteuid().as_raw(), gid: getegid().as_raw() },
+    };
+    // The app has its own copy, and may have changed it; then it keeps it until there is another build.
+    let mark = md5.map(|md5| format!("md5 {md5}\nfor {}:{}\n", user.uid, user.gid));
+    if layer_before.is_none() && is_there && mark.is_some() && mark == old_mark {
+        return Ok(None);
     }
-    // Without its script, a proc does not count as set up: never a new build with an old command.
-    for old in [&proc.rootfs().join(script::FILE_NAME), &mark_file] {
-        match fs::remove_file(old) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(io_error("remove", old)(error));
-            }
-            _ => {}
-        }
+    let layer = layer::bring(&proc.root, url, md5, owner)?;
+    // An app that ran as root may have put anything in the folder's place.
+    if layer_before != Some(layer.key()) || (!is_there && fs::symlink_metadata(&app).is_ok()) {
+        forget_build(proc)?;
     }
-    // Beside the root and not in it, so that neither unfinished files nor locks are seen by the app.
-    let unpacked = proc.folder().join("build");
-    archive::remove_tree(&unpacked).map_err(io_error("remove", &unpacked))?;
-    tarballs::unpack_or_discard(&tarball, &unpacked, &UnpackOptions::build(user.uid, user.gid))?;
-    chown(&unpacked, Some(user.uid), Some(user.gid)).map_err(io_error("give away", &unpacked))?;
-    archive::remove_tree(&app).map_err(io_error("remove", &app))?;
-    fs::rename(&unpacked, &app).map_err(io_error("put into place", &app))?;
-    fs::write(&mark_file, mark).map_err(io_error("write", &mark_file))
+    Ok(Some(layer))
 }
 
-fn write_texts(proc: &Proc, user: &Credentials) -> Result<(), ProcError> {
+/// Removes what a proc has of its build, or over it.
+fn forget_build(proc: &Proc) -> Result<(), ProcError> {
+    let folder = proc.folder();
+    let remove = |path: PathBuf| {
+        archive::remove_tree(&path).map_err(|source| ProcError::Io { step: "remove", path, source })
+    };
+    // Without these two, a proc does not count as set up: never a new build with an old command.
+    remove(proc.rootfs().join(script::FILE_NAME))?;
+    Record::remove(&folder)?;
+    remove(proc.rootfs().join("app"))?;
+    for left in
+        leftovers(&folder).map_err(|source| ProcError::Io { step: "list", path: folder.clone(), source })?
+    {
+        remove(left)?;
+    }
+    Ok(())
+}
+
+fn leftovers(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if OLD_LEFTOVERS.iter().any(|left| entry.file_name().to_string_lossy().starts_with(left)) {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+/// What is written down for all other commands.
+fn record(proc: &Proc, user: &Credentials, layer: Option<&HeldLayer>) -> Result<Record, ProcError> {
     let name = &proc.name;
     let zero_byte = |what: &str| ProcError::ZeroByte { name: name.clone(), what: what.to_owned() };
-    let command = command(proc)?;
+    let command = command(proc, layer)?;
     if command.contains('\0') {
         return Err(zero_byte("the command"));
     }
     let host = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
-    let environment = script::env_sh(&proc.data.env.clone().unwrap_or_default(), host);
+    let env = proc.data.env.clone().unwrap_or_default();
+    let environment = script::env_sh(&env, host);
     if environment.contains('\0') {
         return Err(zero_byte("env"));
     }
@@ -129,19 +155,24 @@ fn write_texts(proc: &Proc, user: &Credentials) -> Result<(), ProcError> {
         Some(settings @ Value::Mapping(_)) => settings.clone(),
         _ => Value::Mapping(serde_yaml::Mapping::new()),
     };
-    let settings = yaml::to_string(&settings)?;
-    let rootfs = proc.rootfs();
     // Both hold secrets.
-    let private = Access { mode: 0o640, group: user.gid };
-    write_file(&rootfs, script::SETTINGS, settings.as_bytes(), private)?;
-    write_file(&rootfs, script::ENVIRONMENT, environment.as_bytes(), private)?;
-    // The last one: with it, the proc counts as set up.
-    let text = script::proc_sh(&command, proc.data.port);
-    write_file(&rootfs, script::FILE_NAME, text.as_bytes(), Access { mode: 0o755, group: 0 })
+    let private = |name: &str, content| Text { name: name.to_owned(), mode: 0o640, group: user.gid, content };
+    let texts = vec![
+        private(script::SETTINGS, yaml::to_string(&settings)?),
+        private(script::ENVIRONMENT, environment),
+        Text {
+            name: script::FILE_NAME.to_owned(),
+            mode: 0o755,
+            group: 0,
+            content: script::proc_sh(&command, proc.data.port),
+        },
+    ];
+    let needs_bash = script::needs_bash(&command, |name| env.contains_key(name));
+    Ok(Record::new(user, layer.map(|layer| layer.key().to_owned()), needs_bash, texts))
 }
 
 /// `cmd`, else the Procfile's entry.
-fn command(proc: &Proc) -> Result<String, ProcError> {
+fn command(proc: &Proc, layer: Option<&HeldLayer>) -> Result<String, ProcError> {
     let name = proc.name.clone();
     if let Some(command) = &proc.data.cmd {
         return match command.trim() {
@@ -153,7 +184,7 @@ fn command(proc: &Proc) -> Result<String, ProcError> {
     if proc.data.app_folder.is_none() && proc.data.build_url.is_none() {
         return Err(ProcError::NoCommand { name });
     }
-    let (root, path) = proc.in_app("Procfile");
+    let (root, path) = proc.in_app(layer.map(HeldLayer::key), "Procfile");
     let Some(text) = read_beneath(&root, &path, LONGEST_PROCFILE)? else {
         return Err(ProcError::NoProcfile { name });
     };

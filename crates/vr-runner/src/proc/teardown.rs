@@ -1,22 +1,57 @@
-//! `teardown`: everything of a proc removed from the host, but for tarballs and images that others may share.
+//! `teardown`: everything of a proc removed from the host, but for tarballs, builds and images that others may share.
 
 use std::io;
+use std::path::Path;
+use std::time::Duration;
 
 use vr_common::archive::remove_tree;
+use vr_common::exit;
 use vr_common::lock::LockError;
+use vr_common::paths::VrRoot;
 
-use super::{Proc, ProcError};
+use super::record::Record;
+use super::{Proc, ProcError, clean_up, layer, lock_folder, name};
 use crate::container::clear_left_groups;
+
+/// How long an unpacked build is kept for a proc to come, such as the next release of the same version.
+const KEEP_BUILDS_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// Removes a proc's folder; one that is gone already is no error. The proc must not be running.
 pub fn teardown(proc: &Proc) -> Result<(), ProcError> {
-    let folder = proc.folder();
-    let _lock = match proc.lock_folder() {
+    remove(&proc.root, &proc.name).map(drop)
+}
+
+/// The same for the proc of a file. Only the keys that its name is made of have to make sense. Says whether there was
+/// anything to remove.
+pub fn teardown_file(file: &Path, root: &VrRoot) -> Result<bool, ProcError> {
+    remove(root, &name::read(file)?)
+}
+
+fn remove(root: &VrRoot, name: &str) -> Result<bool, ProcError> {
+    let folder = root.proc_dir(name);
+    let lock = match lock_folder(&folder) {
         Err(ProcError::Lock(LockError::Io { source, .. })) if source.kind() == io::ErrorKind::NotFound => {
-            return Ok(());
+            return Ok(false);
         }
         taken => taken?,
     };
     clear_left_groups();
-    remove_tree(&folder).map_err(|source| ProcError::Io { step: "remove", path: folder, source })
+    if let Ok(Some(Record { layer: Some(key), .. })) = Record::read(&folder) {
+        layer::was_used_until_now(root, &key);
+    }
+    remove_tree(&folder).map_err(|source| ProcError::Io { step: "remove", path: folder.clone(), source })?;
+    drop(lock);
+    tidy(root);
+    Ok(true)
+}
+
+/// Now and then somebody has to; that it cannot be done is no reason for a teardown to fail.
+fn tidy(root: &VrRoot) {
+    let failures = match clean_up(root, KEEP_BUILDS_FOR) {
+        Ok(done) => done.failures,
+        Err(error) => vec![error],
+    };
+    for error in failures {
+        tracing::warn!(error = exit::chain(&error), "not everything unused was removed");
+    }
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use vr_common::host_api::UptestResult;
 
-use super::scratch::root_beside;
+use super::record::Record;
+use super::root::{View, root};
 use super::{Proc, ProcError};
 use crate::container::{Container, ContainerError, Streams, open_beneath};
 
@@ -19,14 +20,14 @@ const LONGEST_OUTPUT: usize = 1 << 20;
 /// Runs a proc's uptests in name order; none when the app has no folder of them. A test that takes longer than
 /// `limit` is stopped and did not pass.
 pub fn uptest(proc: &Proc, limit: Duration) -> Result<Vec<UptestResult>, ProcError> {
-    proc.must_be_set_up()?;
+    let record = proc.record()?;
     let Some(proc_name) = &proc.data.proc_name else {
         return Err(ProcError::NoProcName { name: proc.name.clone() });
     };
     let folder = format!("uptests/{proc_name}");
     let mut results = Vec::new();
-    for test in tests(proc, &folder)? {
-        results.push(run_one(proc, &folder, &test, limit)?);
+    for test in tests(proc, &record, &folder)? {
+        results.push(run_one(proc, &record, &folder, &test, limit)?);
     }
     Ok(results)
 }
@@ -37,8 +38,8 @@ struct Test {
     unusable: Option<&'static str>,
 }
 
-fn tests(proc: &Proc, folder: &str) -> Result<Vec<Test>, ProcError> {
-    let (root, folder) = proc.in_app(folder);
+fn tests(proc: &Proc, record: &Record, folder: &str) -> Result<Vec<Test>, ProcError> {
+    let (root, folder) = proc.in_app(record.layer.as_deref(), folder);
     let opened = match open_beneath(&root, &folder) {
         Ok(opened) => opened,
         Err(ContainerError::Open { source, .. })
@@ -73,27 +74,34 @@ fn tests(proc: &Proc, folder: &str) -> Result<Vec<Test>, ProcError> {
     Ok(found)
 }
 
-fn run_one(proc: &Proc, folder: &str, test: &Test, limit: Duration) -> Result<UptestResult, ProcError> {
+fn run_one(
+    proc: &Proc,
+    record: &Record,
+    folder: &str,
+    test: &Test,
+    limit: Duration,
+) -> Result<UptestResult, ProcError> {
     let name = test.name.to_string_lossy().into_owned();
     if let Some(reason) = test.unusable {
         return Ok(UptestResult { name, output: format!("cannot start: {reason}"), passed: false });
     }
     let host = proc.data.host.as_deref().unwrap_or("localhost");
     let port = proc.data.port.unwrap_or(0).to_string();
-    let (root, scratch) = root_beside(proc)?;
-    let mut spec = proc.container("-uptest", root, &[])?;
+    let (root, mut held) = root(proc, record, View::Pristine)?;
+    let mut spec = proc.container("-uptest", root, record, &[])?;
     let mut file = OsString::from(format!("/app/{folder}/"));
     file.push(&test.name);
     spec.program.arguments.extend([file, host.into(), port.into()]);
     spec.streams = Streams::Captured;
     let mut output = Output::default();
-    let mut running = Container::start_within(spec, &proc.limits()?)?;
+    let mut running = Container::start(spec)?;
+    held.renew()?;
     let (end, timed_out) = running.wait_with_output(Some(limit), &mut |bytes| output.add(bytes))?;
     let mut output = output.into_text();
     if let Some(words) = running.out_of_memory() {
         output.push_str(&format!("\n[{words}]"));
     }
-    drop((running, scratch));
+    drop((running, held));
     if timed_out {
         output.push_str(&format!("\n[stopped: it took longer than {} s]", limit.as_secs()));
     }

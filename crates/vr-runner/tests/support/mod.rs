@@ -13,6 +13,11 @@ use vr_common::process::command;
 
 pub const NAME: &str = "demo-v1-prod-abcd1234-web-5001";
 
+/// The engine that the tests at hand use: those of `tests/lxc.rs`, which are the same once more, use LXC.
+pub fn engine() -> &'static str {
+    if module_path!().starts_with("lxc::") { "lxc" } else { "own" }
+}
+
 /// A folder with a `VR_ROOT`, an app's files and a `proc.yaml`.
 pub struct World {
     pub dir: TempDir,
@@ -107,7 +112,7 @@ impl World {
 
     pub fn command_for(&self, verb: &str, file: &Path) -> Command {
         let mut vrun = command(env!("CARGO_BIN_EXE_vrun"));
-        vrun.env("VR_ROOT", self.root()).arg(verb).arg(file);
+        vrun.env("VR_ROOT", self.root()).env("VR_ENGINE", engine()).arg(verb).arg(file);
         vrun
     }
 

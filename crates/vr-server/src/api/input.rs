@@ -6,6 +6,7 @@
 use std::str::FromStr;
 
 use serde_json::{Map, Value};
+use vr_common::memory::Size;
 use vr_common::names::{AppName, ConfigName, HostName, NameError, PoolName, ProcName, SquadName, Version};
 use vr_common::vcs::RepoUrl;
 
@@ -208,16 +209,12 @@ fn user(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Exactly what a host takes, or the first deploy would be the one to fail.
 fn memory(text: &str) -> Result<(), String> {
-    let lower = text.to_ascii_lowercase();
-    let number = lower.strip_suffix('b').unwrap_or(&lower);
-    let number = number.strip_suffix(['k', 'm', 'g', 't']).unwrap_or(number);
-    let fine = !number.is_empty() && number.len() <= 15 && number.bytes().all(|b| b.is_ascii_digit());
-    if fine {
-        Ok(())
-    } else {
-        Err(format!("{text:?} is not an amount of memory: expected one such as 256M or 1G"))
+    if text.trim() != text {
+        return Err(format!("{text:?} has spaces around the amount"));
     }
+    text.parse::<Size>().map(drop).map_err(|e| e.to_string())
 }
 
 /// What was asked for, checked.
@@ -290,6 +287,7 @@ pub(super) async fn read(
             wish.values.ingredients.get_or_insert_default();
         }
     }
+    check_memory(&wish.values, current)?;
     if resource == Resource::Swarms {
         check_routing(api, &wish.values, current)?;
         place_swarm(api, &mut wish, mode, sent, current).await?;
@@ -372,6 +370,29 @@ async fn datum(api: &Api, writable: &Writable, sent: &Value) -> Result<Datum, Fa
         Shape::Link { nullable: true, .. } if sent.is_null() => Datum::Null,
         Shape::Link { to, .. } => Datum::Number(linked(api, field, to, sent).await?),
     })
+}
+
+/// Memory and swap together cannot be less than memory alone. What is stored already stands in the way of no other change.
+fn check_memory(values: &Values, current: Option<&Map<String, Value>>) -> Result<(), Failure> {
+    if !values.columns.iter().any(|(column, _)| matches!(*column, "mem_limit" | "memsw_limit")) {
+        return Ok(());
+    }
+    let size = |field: &str| -> Option<Size> {
+        match values.columns.iter().find(|(column, _)| *column == field) {
+            Some((_, Datum::Text(text))) => text.parse().ok(),
+            Some(_) => None,
+            None => current?.get(field)?.as_str()?.parse().ok(),
+        }
+    };
+    match (size("mem_limit"), size("memsw_limit")) {
+        (Some(memory), Some(both)) if both.bytes() < memory.bytes() => Err(Failure::field(
+            "memsw_limit",
+            format!(
+                "memsw_limit: {both} of memory and swap is less than mem_limit, {memory} of memory alone"
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// A swarm with a pool needs a balancer, and a balancer must be one of the settings.

@@ -351,6 +351,7 @@ async fn bad_writes_are_refused_with_a_sentence_about_the_field() {
         ("builds/", json!({"app": "/api/v1/apps/hello/", "tag": "a/b"}), "tag", "no '/'"),
         ("builds/", json!({"app": 1, "tag": "v1"}), "app", "expected a URI"),
         ("builds/", json!({"tag": "v1"}), "app", "required"),
+        ("ingredients/", json!({"name": "i", "config_yaml": "on: 1"}), "config_yaml", "the boolean true"),
         ("releases/", json!({"config_yaml": ""}), "build", "required"),
     ] {
         let reply = bench.post(path, body.clone()).await.must(400);
@@ -372,6 +373,19 @@ async fn bad_writes_are_refused_with_a_sentence_about_the_field() {
         (json!({"volumes": [["/a"]]}), "volumes", "expected [host dir, mountpoint]"),
         (json!({"run_as": "-x"}), "run_as", "user's name"),
         (json!({"mem_limit": "lots"}), "mem_limit", "256M"),
+        (
+            json!({"mem_limit": "0M"}),
+            "mem_limit",
+            "mem_limit: \"0M\" is not an amount of memory: expected bytes",
+        ),
+        (json!({"mem_limit": 1}), "mem_limit", "mem_limit: \"1\" is not an amount of memory: expected bytes"),
+        (json!({"memsw_limit": "9999999T"}), "memsw_limit", "\"9999999T\" is not an amount of memory"),
+        (json!({"memsw_limit": " 1G"}), "memsw_limit", "has spaces around"),
+        (
+            json!({"mem_limit": "64M", "memsw_limit": "32M"}),
+            "memsw_limit",
+            "32M of memory and swap is less than mem_limit, 64M of memory alone",
+        ),
         (json!({"config_name": "a-b"}), "config_name", "config name"),
         (json!({"version": "--x"}), "version", "dash"),
         (json!({"version": ["v1"]}), "version", "expected a text"),
@@ -385,6 +399,12 @@ async fn bad_writes_are_refused_with_a_sentence_about_the_field() {
         assert_eq!(reply["field"], field, "{body}: {reply}");
         assert!(reply["error"].as_str().unwrap().contains(sentence), "{body}: {reply}");
     }
+    bench.patch("swarms/1/", json!({"mem_limit": "64M", "memsw_limit": "65536k"})).await.must(200);
+    let reply = bench.patch("swarms/1/", json!({"mem_limit": "1G"})).await.must(400);
+    assert!(
+        reply["error"].as_str().unwrap().contains("65536k of memory and swap is less than mem_limit"),
+        "{reply}"
+    );
     let twice = bench.get("swarms/1/").await.must(200);
     assert!(bench.post("swarms/", twice).await.must(400)["error"].as_str().unwrap().contains("already"));
     for (body, sentence) in [("{\"a\": ", "not JSON: EOF"), ("[1]", "not a JSON object"), ("", "no body")] {

@@ -1,0 +1,236 @@
+//! Builds that procs share: each is unpacked once for a host and an owner, and lies as a layer under the root of every
+//! proc that uses it, so that a further proc costs neither time nor room.
+//!
+//! `builds/unpacked/<key>/` is one of them; the files are in `layer/app/` there. Everybody who uses it holds a shared
+//! lock on that folder, and whoever makes or removes it holds the lock alone. Its modification time says when it was
+//! last used. This module must not know what is in a build or which proc uses it.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Timespec, Timestamps, UTIME_NOW, futimens, syncfs};
+use vr_common::archive::{self, UnpackOptions};
+use vr_common::fetch::known_md5;
+use vr_common::lock::{FileLock, LockError};
+use vr_common::paths::VrRoot;
+use vr_common::proc_data::is_file_name;
+
+use super::ProcError;
+use super::files::make_folder;
+use crate::tarballs;
+
+/// The finished layer.
+const LAYER: &str = "layer";
+/// A layer in the making, or what a killed setup left of it.
+const UNFINISHED: &str = "unfinished";
+
+/// Where all of them are.
+pub(super) fn folder_of_all(root: &VrRoot) -> PathBuf {
+    root.builds().join("unpacked")
+}
+
+/// The folder of a layer, with `app` in it.
+pub(super) fn path(root: &VrRoot, key: &str) -> PathBuf {
+    folder_of_all(root).join(key).join(LAYER)
+}
+
+/// Whom a build's files belong to, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Owner {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// An unpacked build that nobody removes for as long as this lives.
+#[derive(Debug)]
+pub(super) struct HeldLayer {
+    key: String,
+    folder: PathBuf,
+    _lock: FileLock,
+}
+
+impl HeldLayer {
+    /// Holds the one with the given key; `None` when there is none.
+    pub fn find(root: &VrRoot, key: &str) -> Result<Option<Self>, ProcError> {
+        if !is_file_name(key) {
+            return Ok(None);
+        }
+        let folder = folder_of_all(root).join(key);
+        let lock = loop {
+            let lock = match FileLock::shared(&folder, || {
+                tracing::info!(
+                    build = key,
+                    "waiting for another command that unpacks or removes the same build"
+                );
+            }) {
+                Err(LockError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    return Ok(None);
+                }
+                taken => taken?,
+            };
+            // It may have been removed, and made again, while we waited.
+            if lock.is_on(&folder) {
+                break lock;
+            }
+        };
+        if !folder.join(LAYER).is_dir() {
+            return Ok(None);
+        }
+        touch(lock.file(), &folder)?;
+        Ok(Some(Self { key: key.to_owned(), folder, _lock: lock }))
+    }
+
+    /// Its name among all of them.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The folder with `app` in it.
+    pub fn path(&self) -> PathBuf {
+        self.folder.join(LAYER)
+    }
+}
+
+/// Says that the build of this folder is used now.
+fn touch(opened: &File, folder: &Path) -> Result<(), ProcError> {
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    futimens(opened, &Timestamps { last_access: now, last_modification: now }).map_err(|error| {
+        ProcError::Io { step: "set the time of", path: folder.to_owned(), source: error.into() }
+    })
+}
+
+/// Brings a build into place unless it is there, and holds it. Two setups of the same build wait for each other.
+pub(super) fn bring(
+    root: &VrRoot,
+    url: &str,
+    md5: Option<&str>,
+    owner: Owner,
+) -> Result<HeldLayer, ProcError> {
+    let name = tarballs::file_name(url)?;
+    let tarball = root.builds().join(name);
+    let key = |md5: &str| format!("{}-{}-{}", md5.to_ascii_lowercase(), owner.uid, owner.gid);
+    let known = md5.map(str::to_owned).or_else(|| known_md5(url, &tarball));
+    if let Some(md5) = &known
+        && let Some(held) = HeldLayer::find(root, &key(md5))?
+    {
+        return Ok(held);
+    }
+    let io_error = |source| ProcError::Io { step: "make the folder", path: root.builds(), source };
+    fs::create_dir_all(root.path()).map_err(io_error)?;
+    // Builds may hold what is nobody else's business on this host.
+    make_folder(&root.builds(), 0o700)?;
+    make_folder(&folder_of_all(root), 0o700)?;
+    // Another proc's build may have the same file name and another sum. Until this one is unpacked, it must not take
+    // the tarball's place.
+    let _only_one = FileLock::wait(&root.builds().join(format!(".{name}.setup.lock")), || {
+        tracing::info!(tarball = name, "waiting for another setup with a tarball of the same name");
+    })?;
+    // Whoever was waited for may have done all the work.
+    if let Some(md5) = md5
+        && let Some(held) = HeldLayer::find(root, &key(md5))?
+    {
+        return Ok(held);
+    }
+    let key = key(&tarballs::fetch_checked(url, &tarball, md5)?);
+    loop {
+        if let Some(held) = HeldLayer::find(root, &key)? {
+            return Ok(held);
+        }
+        unpack(root, &key, &tarball, owner)?;
+    }
+}
+
+/// Makes a layer, if nobody else does meanwhile.
+fn unpack(root: &VrRoot, key: &str, tarball: &Path, owner: Owner) -> Result<(), ProcError> {
+    let folder = folder_of_all(root).join(key);
+    make_folder(&folder, 0o700)?;
+    let _alone = match FileLock::wait_for_existing(&folder, || {
+        tracing::info!(build = key, "waiting for another command that unpacks or removes the same build");
+    }) {
+        Ok(lock) if lock.is_on(&folder) => lock,
+        Ok(_) => return Ok(()),
+        Err(LockError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let layer = folder.join(LAYER);
+    if layer.is_dir() {
+        return Ok(());
+    }
+    let unfinished = folder.join(UNFINISHED);
+    let io_error = |step, path: &Path| {
+        let path = path.to_owned();
+        move |source| ProcError::Io { step, path, source }
+    };
+    archive::remove_tree(&unfinished).map_err(io_error("remove", &unfinished))?;
+    tracing::info!(tarball = %tarball.display(), "unpacking");
+    let make = || -> Result<(), ProcError> {
+        make_folder(&unfinished, 0o755)?;
+        let options = UnpackOptions::build(owner.uid, owner.gid);
+        tarballs::discard_if_broken(tarball, archive::unpack(tarball, &unfinished.join("app"), &options))?;
+        let opened = File::open(&folder).map_err(io_error("open", &folder))?;
+        syncfs(&opened).map_err(|e| io_error("write to disk", &folder)(e.into()))?;
+        fs::rename(&unfinished, &layer).map_err(io_error("put into place", &layer))?;
+        opened.sync_all().map_err(io_error("write to disk", &folder))
+    };
+    let made = make();
+    if made.is_err() {
+        for (path, removed) in
+            [(&unfinished, archive::remove_tree(&unfinished)), (&folder, fs::remove_dir(&folder))]
+        {
+            if let Err(error) = removed {
+                tracing::warn!(folder = %path.display(), %error, "cannot remove what was unpacked");
+            }
+        }
+    }
+    made
+}
+
+/// Says that a build was used until now, though it is not any more.
+pub(super) fn was_used_until_now(root: &VrRoot, key: &str) {
+    if let Err(error) = HeldLayer::find(root, key) {
+        tracing::warn!(error = vr_common::exit::chain(&error), "the use of a build is not written down");
+    }
+}
+
+/// Removes a build's folder if nobody uses or makes it, nothing refers to it, and it is unfinished or was last used
+/// longer ago than `unused_for`. Gives what it took, in bytes.
+pub(super) fn remove_if_unused(
+    root: &VrRoot,
+    key: &str,
+    unused_for: std::time::Duration,
+    is_referred_to: impl FnOnce() -> Result<bool, ProcError>,
+) -> Result<Option<u64>, ProcError> {
+    let folder = folder_of_all(root).join(key);
+    let alone = match FileLock::existing(&folder) {
+        Ok(alone) if alone.is_on(&folder) => alone,
+        Ok(_) | Err(LockError::Held(_)) => return Ok(None),
+        Err(LockError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let io_error = |step, path: &Path| {
+        let path = path.to_owned();
+        move |source| ProcError::Io { step, path, source }
+    };
+    let layer = folder.join(LAYER);
+    if layer.exists() {
+        let used = alone
+            .file()
+            .metadata()
+            .and_then(|found| found.modified())
+            .map_err(io_error("look at", &folder))?;
+        // A time to come is that of a clock that was set back.
+        let is_old = used.elapsed().is_ok_and(|age| age >= unused_for);
+        // With the lock held alone: who refers to it says so before it lets go of its own lock.
+        if !is_old || is_referred_to()? {
+            return Ok(None);
+        }
+        // In one step, so that half a layer is never taken for a whole one.
+        let gone = folder.join(UNFINISHED);
+        archive::remove_tree(&gone).map_err(io_error("remove", &gone))?;
+        fs::rename(&layer, &gone).map_err(io_error("move away", &layer))?;
+    }
+    let bytes = archive::bytes_in(&folder);
+    archive::remove_tree(&folder).map_err(io_error("remove", &folder))?;
+    Ok(Some(bytes))
+}
