@@ -132,7 +132,7 @@ fn carry_out(command: &Command, variant: Variant, engine: Engine) -> Result<Exit
         }
         Command::Teardown(File { file }) => {
             let _lock = lock(file)?;
-            proc::teardown(&load(file)?)?;
+            proc::teardown_file(file, &VrRoot::from_env())?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -546,6 +546,55 @@ fn a_shell_on_a_terminal_has_a_terminal_of_its_own() {
 }
 
 #[test]
+fn network_host_name_and_a_read_only_root_are_as_the_file_says() {
+    let script =
+        "hostname; grep -c : /proc/net/dev; touch /app/x 2>/dev/null && echo wrote; touch /tmp/x && echo tmp";
+    for world in [World::new as fn(&str) -> World, World::with_image] {
+        let world = world(script).yaml("hostname: other.example\nnetwork: none\nread_only: true").ready();
+        assert_eq!(said(&world), "other.example\n1\ntmp\n");
+        let world = World::new(script).ready();
+        let out = said(&world);
+        assert!(
+            out.starts_with("demo-v1-prod-abcd1234-web-5001\n") && out.ends_with("wrote\ntmp\n"),
+            "{out}"
+        );
+    }
+}
+
+#[test]
+fn bash_is_started_only_when_it_is_needed() {
+    let shell = "case $BASH_VERSION in '') echo other;; *) echo bash;; esac";
+    let world = World::new("").yaml("cmd: ./serve").yaml("env: {WORD: word}");
+    world.app_program("serve", "#!/bin/sh\ncat /proc/$PPID/comm\n");
+    let world = world.ready();
+    let record = || fs::read_to_string(world.proc_folder().join("setup.json")).unwrap();
+    assert!(record().contains("\"needs_bash\":false"), "{}", record());
+    // What a profile says goes through the shell that reads it.
+    let profile = world.proc_folder().join("rootfs/app/.profile.d");
+    let set = |text: &str| {
+        fs::create_dir_all(&profile).unwrap();
+        fs::write(profile.join("a"), text).unwrap();
+    };
+    set(shell);
+    assert!(said(&world).starts_with("bash\n"));
+    fs::remove_dir_all(&profile).unwrap();
+
+    for (command, expected) in [
+        ("/bin/echo ${BASH_VERSION:+bash}".to_owned(), "bash\n"),
+        ("/bin/echo \"$WORD\" ${WORD}".to_owned(), "word word\n"),
+        ("/bin/echo {a,b}".to_owned(), "a b\n"),
+    ] {
+        let text = fs::read_to_string(world.file()).unwrap();
+        let text: String =
+            text.lines().filter(|line| !line.starts_with("cmd")).map(|line| format!("{line}\n")).collect();
+        fs::write(world.file(), format!("{text}cmd: {}\n", serde_json::to_string(&command).unwrap()))
+            .unwrap();
+        assert!(world.vrun("setup").status.success());
+        assert_eq!(said(&world), expected, "{command}");
+    }
+}
+
+#[test]
 fn vrun_precise_always_uses_the_host_and_app_folder_needs_no_build() {
     let world = World::with_image("ls /etc/debian_version /etc/image-mark 2>&1");
     world.pack();

@@ -545,6 +545,45 @@ fn links_in_the_root_never_lead_setup_or_teardown_to_the_host() {
 }
 
 #[test]
+fn an_ordinary_user_sets_up_and_tears_down_in_a_folder_of_its_own() {
+    use std::os::unix::process::CommandExt;
+    let world = World::with_image("true").yaml("user: daemon\ngroup: imagegroup\nenv: {SECRET: x}");
+    world.app("folder/file", "");
+    world.pack();
+    let home = world.path().join("home");
+    fs::create_dir(&home).unwrap();
+    std::os::unix::fs::chown(&home, Some(65534), Some(65534)).unwrap();
+    fs::set_permissions(world.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let root = home.join("apps");
+    let vrun = |verb: &str| {
+        let mut command = world.command(verb);
+        command.env("VR_ROOT", &root).uid(65534).gid(65534);
+        finish(command)
+    };
+    for _ in 0..2 {
+        let setup = vrun("setup");
+        assert!(setup.status.success(), "{}", text(&setup.stderr));
+    }
+    let folder = root.join("procs").join(support::NAME);
+    let keys: Vec<_> =
+        fs::read_dir(root.join("builds/unpacked")).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(keys.len(), 1);
+    for path in [
+        keys[0].join("layer/app/folder/file"),
+        root.join("images/tiny/contents/usr/bin/id"),
+        folder.join("setup.json"),
+        folder.join("rootfs/env.sh"),
+        folder.join("rootfs/proc.sh"),
+    ] {
+        let found = fs::symlink_metadata(&path).unwrap();
+        assert_eq!((found.uid(), found.gid()), (65534, 65534), "{}", path.display());
+    }
+    let teardown = vrun("teardown");
+    assert!(teardown.status.success(), "{}", text(&teardown.stderr));
+    assert!(!folder.exists());
+}
+
+#[test]
 fn bad_files_and_usage_end_with_2_and_one_sentence() {
     let world = World::new("true");
     world.pack();

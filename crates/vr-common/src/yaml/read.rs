@@ -38,7 +38,10 @@ impl<'a> Again<'a> {
         if meaning.as_ref() == Some(self.value) || !is_bare(self.text, lent) {
             return Ok(self.value.clone());
         }
-        meaning.ok_or_else(|| E::custom(format!("{lent} is too large an integer: 64 bits hold no more")))
+        meaning.ok_or_else(|| {
+            let shown: String = lent.chars().take(60).collect();
+            E::custom(format!("{shown} is too large an integer: 64 bits hold no more"))
+        })
     }
 }
 

@@ -96,12 +96,12 @@ impl Identities {
         }
     }
 
-    /// Whose number new files of the kernel's are to have so that they belong to root inside. In a namespace of one
-    /// user, numbers are given as they are inside, and to the only one there is.
-    pub fn root_outside(&self) -> u32 {
+    /// Whose numbers, of user and group, new files of the kernel's are to have so that they belong to root inside. In a
+    /// namespace of one user, numbers are given as they are inside, and to the only one there is.
+    pub fn root_outside(&self) -> (u32, u32) {
         match self {
-            Self::OneUser { inside, .. } => inside.0,
-            other => other.outside(0),
+            Self::OneUser { inside, .. } => *inside,
+            other => (other.outside(0), other.outside(0)),
         }
     }
 

@@ -19,10 +19,12 @@ use super::place::{Kind, Links, make_file_place_instead_of_link, make_place, ope
 use super::{BindMount, ContainerSpec, RootFs, System};
 
 /// The host's folders that [`System::OfHost`] shows; those that a host does not have are left out.
-pub(super) const HOST_FOLDERS: [&str; 9] = ["bin", "etc", "lib", "lib32", "lib64", "libx32", "opt", "sbin", "usr"];
+pub(super) const HOST_FOLDERS: [&str; 9] =
+    ["bin", "etc", "lib", "lib32", "lib64", "libx32", "opt", "sbin", "usr"];
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// Parts of `/proc` through which root could change the host: read-only.
-pub(super) const READ_ONLY: [&str; 8] = ["asound", "bus", "dynamic_debug", "fs", "irq", "mtrr", "sys", "sysrq-trigger"];
+pub(super) const READ_ONLY: [&str; 8] =
+    ["asound", "bus", "dynamic_debug", "fs", "irq", "mtrr", "sys", "sysrq-trigger"];
 /// Parts of `/proc` through which root could learn about the host: empty.
 pub(super) const HIDDEN: [&str; 13] = [
     "acpi",
@@ -260,8 +262,9 @@ impl Builder<'_> {
 
     /// A new file system in memory that belongs to root inside.
     fn memory(&self, mode: &str, size: &str, flags: Flags) -> Step<OwnedFd> {
-        let owner = self.identities.root_outside().to_string();
-        new_file_system("tmpfs", &[("mode", mode), ("size", size), ("uid", &owner), ("gid", &owner)], flags)
+        let (uid, gid) = self.identities.root_outside();
+        let (uid, gid) = (uid.to_string(), gid.to_string());
+        new_file_system("tmpfs", &[("mode", mode), ("size", size), ("uid", &uid), ("gid", &gid)], flags)
     }
 
     fn devices(&self, root: &OwnedFd) -> Step<()> {

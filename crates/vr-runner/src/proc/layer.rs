@@ -234,3 +234,57 @@ pub(super) fn remove_if_unused(
     archive::remove_tree(&folder).map_err(io_error("remove", &folder))?;
     Ok(Some(bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn build(folder: &Path) -> PathBuf {
+        let tarball = folder.join("build.tar");
+        let files = folder.join("files");
+        fs::create_dir_all(&files).unwrap();
+        fs::write(files.join("file"), "content").unwrap();
+        let mut tar = vr_common::process::command("tar");
+        assert!(tar.arg("-C").arg(&files).arg("-cf").arg(&tarball).arg(".").status().unwrap().success());
+        tarball
+    }
+
+    #[test]
+    fn a_held_layer_is_not_removed_and_a_removed_one_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = VrRoot::new(dir.path().join("apps"));
+        let tarball = build(dir.path());
+        let url = tarball.to_str().unwrap();
+        let owner = Owner { uid: 1, gid: 2 };
+        // As in a setup that has not written down yet that its proc uses it.
+        let held = bring(&root, url, None, owner).unwrap();
+        let key = held.key().to_owned();
+        assert!(key.ends_with("-1-2") && held.path().join("app/file").is_file());
+        let remove =
+            |is_referred_to| remove_if_unused(&root, &key, Duration::ZERO, || Ok(is_referred_to)).unwrap();
+        assert_eq!(remove(false), None);
+        drop(held);
+        assert_eq!(remove(true), None);
+        assert!(remove(false).is_some_and(|bytes| bytes > 0));
+        assert!(HeldLayer::find(&root, &key).unwrap().is_none());
+        assert_eq!(remove(false), None);
+        // The tarball is still there.
+        fs::remove_file(&tarball).unwrap();
+        let again = bring(&root, url, None, owner).unwrap();
+        assert_eq!((again.key(), again.path()), (key.as_str(), path(&root, &key)));
+        assert!(HeldLayer::find(&root, "../builds").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_build_that_cannot_be_unpacked_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = VrRoot::new(dir.path().join("apps"));
+        let tarball = dir.path().join("build.tar.gz");
+        fs::write(&tarball, "no tarball").unwrap();
+        let owner = Owner { uid: 1, gid: 2 };
+        assert!(bring(&root, tarball.to_str().unwrap(), None, owner).is_err());
+        assert_eq!(fs::read_dir(folder_of_all(&root)).unwrap().count(), 0);
+    }
+}

@@ -28,10 +28,10 @@ use std::path::{Path, PathBuf};
 
 use vr_common::lock::FileLock;
 use vr_common::paths::VrRoot;
-use vr_common::proc_data::{ProcData, Scalar};
+use vr_common::proc_data::{self, ProcData, Scalar};
 
 use crate::container::{
-    BindMount, ContainerSpec, Credentials, Engine, Limits, Program, RootFs, Size, System,
+    BindMount, ContainerSpec, Credentials, Engine, Limits, Network, Program, RootFs, Size, System,
 };
 use crate::users;
 
@@ -184,12 +184,14 @@ impl Proc {
         let layer = record.layer.as_ref().map(|key| layer::path(&self.root, key));
         let roots = [Some(self.rootfs()), layer, self.image.clone()];
         let folders = roots.into_iter().flatten().map(|root| root.join("app"));
-        let is_in_app = |path: &Path| path.starts_with("/app");
-        folders.chain(self.data.app_folder.clone()).any(|app| {
-            // An `app` that is no plain folder may lead anywhere.
-            !fs::symlink_metadata(&app).is_ok_and(|found| !found.is_dir())
-                && fs::symlink_metadata(app.join(".profile.d")).is_ok()
-        }) || self.data.volumes.iter().flatten().any(|volume| is_in_app(&volume.mountpoint))
+        let in_folder = |app: PathBuf| match fs::symlink_metadata(&app) {
+            Ok(found) if found.is_dir() => fs::symlink_metadata(app.join(".profile.d")).is_ok(),
+            // It may lead anywhere.
+            Ok(found) => found.is_symlink(),
+            Err(_) => false,
+        };
+        folders.chain(self.data.app_folder.clone()).any(in_folder)
+            || self.data.volumes.iter().flatten().any(|volume| volume.mountpoint.starts_with("/app"))
     }
 
     /// A container that is the same for run, uptest and shell but for its name and root, and runs `proc.sh` with the
@@ -221,7 +223,14 @@ impl Proc {
         if !record.needs_bash && !self.may_have_profiles(record) {
             program.candidates.reverse();
         }
+        let hostname = self.data.hostname.as_ref().map_or_else(|| name.clone(), ToString::to_string);
         Ok(ContainerSpec {
+            hostname,
+            read_only: self.data.read_only,
+            network: match self.data.network {
+                proc_data::Network::Host => Network::Host,
+                proc_data::Network::None => Network::None,
+            },
             system: if self.image.is_some() { System::Own } else { System::OfHost },
             mounts,
             user: record.credentials(),

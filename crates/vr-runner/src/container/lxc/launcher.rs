@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, execve, setsid};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mkdirat, mknodat, openat};
@@ -161,9 +162,15 @@ pub(super) fn be_launcher(launch: &Launch<'_>, lines: &Lines) -> ! {
 
 fn launch_it(launch: &Launch<'_>, lines: &Lines) -> Step<Infallible> {
     die_with(&lines.parent)?;
-    match channel::receive(&lines.gate).map_err(explain("wait for the parent"))? {
-        Message::Ready(_) => {}
-        _ => sys::exit_now(NOT_READY),
+    loop {
+        match channel::receive(&lines.gate).map_err(explain("wait for the parent"))? {
+            Message::Ready(_) => break,
+            // Of control groups, which LXC would make anew where it is itself. The program will be elsewhere.
+            Message::Terminal(namespace) => {
+                setns(namespace, CloneFlags::CLONE_NEWCGROUP).map_err(explain("hide the host's control groups"))?;
+            }
+            _ => sys::exit_now(NOT_READY),
+        }
     }
     make_private()?;
     hide_groups()?;

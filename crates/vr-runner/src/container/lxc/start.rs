@@ -270,7 +270,7 @@ impl Attempt {
             launcher::path(launcher::POLICY),
             |number, _| launcher::path(&launcher::mount_name(number)),
         );
-        layout.further = further(spec, init_pid);
+        layout.further = further(init_pid);
         if terminal.is_some() {
             layout.binds.extend(Terminal::binds());
         }
@@ -315,6 +315,9 @@ impl Attempt {
                 Message::Ready(_) => {
                     self.home.write(launcher::CONFIG, &config::text(spec, &self.layout)?)?;
                     if let Some(gate) = self.gate.take() {
+                        if let Some(namespace) = self.cgroup_namespace(spec)? {
+                            channel::send_terminal(&gate, namespace).map_err(explain("let LXC start"))?;
+                        }
                         channel::send_ready(&gate).map_err(explain("let LXC start"))?;
                     }
                 }
@@ -323,6 +326,18 @@ impl Attempt {
                 Message::Failed(words) | Message::NoIdentities(words) => return Err(Trouble::Failed(words)),
                 Message::Terminal(_) => {}
             }
+        }
+    }
+
+    /// The namespace of control groups that init has made, on kernels with such.
+    fn cgroup_namespace(&self, spec: &ContainerSpec) -> Step<Option<File>> {
+        if !spec.hardening.cgroup_namespace {
+            return Ok(None);
+        }
+        match File::open(format!("/proc/{}/ns/cgroup", self.init_pid)) {
+            Ok(namespace) => Ok(Some(namespace)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(explain("open the namespace of control groups")(error)),
         }
     }
 
@@ -347,18 +362,16 @@ impl Attempt {
 }
 
 /// The keys that only a start by us has.
-fn further(spec: &ContainerSpec, init: i32) -> Vec<(&'static str, PathBuf)> {
+fn further(init: i32) -> Vec<(&'static str, PathBuf)> {
     let script = |name| PathBuf::from(format!("/bin/sh {}", launcher::path(name).display()));
-    let mut further = vec![
+    vec![
         ("lxc.rootfs.mount", launcher::path(launcher::TARGET)),
         ("lxc.namespace.share.pid", init.to_string().into()),
         ("lxc.hook.start-host", script(launcher::BEFORE)),
         ("lxc.hook.post-stop", script(launcher::AFTER)),
-    ];
-    if spec.hardening.cgroup_namespace && Path::new("/proc/self/ns/cgroup").exists() {
-        further.push(("lxc.namespace.share.cgroup", init.to_string().into()));
-    }
-    further
+        // The one that `lxc-start` is in.
+        ("lxc.namespace.keep", "cgroup".into()),
+    ]
 }
 
 fn arguments(spec: &ContainerSpec, prepared: &Prepared, lxc_path: &Path) -> Vec<OsString> {
@@ -401,7 +414,8 @@ impl Terminal {
         Ok(Self { devpts, master, slave })
     }
 
-    fn binds() -> [config::Bind; 2] {
+    /// LXC takes away what it finds on `/dev/pts`, before it looks whether it is to put its own there; but once only.
+    fn binds() -> [config::Bind; 3] {
         use super::super::place::Kind;
         let bind = |source: &str, target: &str, kind| config::Bind {
             source: launcher::path(launcher::TERMINALS).join(source),
@@ -409,7 +423,8 @@ impl Terminal {
             make: Some(kind),
             flags: "",
         };
-        [bind("", "dev/pts", Kind::Directory), bind("ptmx", "dev/ptmx", Kind::File)]
+        let pts = || bind("", "dev/pts", Kind::Directory);
+        [pts(), pts(), bind("ptmx", "dev/ptmx", Kind::File)]
     }
 }
 
