@@ -88,7 +88,7 @@ impl FileLock {
     /// been waited for that is now one on something without a name.
     pub fn is_on(&self, path: &Path) -> bool {
         let name = |found: fs::Metadata| (found.dev(), found.ino());
-        match (self.file.metadata(), fs::symlink_metadata(path)) {
+        match (self.file.metadata(), fs::metadata(path)) {
             (Ok(locked), Ok(there)) => name(locked) == name(there),
             _ => false,
         }

@@ -139,7 +139,11 @@ fn a_setup_in_the_middle_is_left_alone_and_a_killed_one_is_cleared_away() {
     setup.child.kill().unwrap();
     setup.child.wait().unwrap();
     fs::write(world.root().join("builds/.build.tar.gz.part-0"), "half").unwrap();
-    assert_eq!(kinds(&clean(&world, DAY)), [RemovedKind::ReplacedImage, RemovedKind::UnfinishedDownload]);
+    fs::write(world.root().join("images/tiny/.image.tar.part-0"), "half").unwrap();
+    assert_eq!(
+        kinds(&clean(&world, DAY)),
+        [RemovedKind::ReplacedImage, RemovedKind::UnfinishedDownload, RemovedKind::UnfinishedDownload]
+    );
     let world = world.ready();
     assert_eq!(text(&world.vrun("run").stdout), "works\n");
 }

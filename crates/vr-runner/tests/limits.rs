@@ -164,7 +164,9 @@ fn no_group_is_left_however_the_run_ends() {
 
     // A container that could not be started.
     let world = World::new("").yaml(limits).ready();
-    fs::write(world.proc_folder().join("rootfs/proc"), "in the way").unwrap();
+    let place = world.proc_folder().join("rootfs/proc");
+    let _ = fs::remove_dir(&place);
+    fs::write(place, "in the way").unwrap();
     let mut run = world.start();
     assert_eq!(run.end(), 1);
     assert_eq!(groups_of(run.child.id()), Vec::<PathBuf>::new());

@@ -146,6 +146,9 @@ fn signals_and_exit_statuses_are_as_for_root() {
     run.until_says("got TERM");
     let mut killed = world.start_command(as_user(&world, "run"));
     killed.until_says("ready");
+    // The caller's own vrun: nobody inside may get at the file.
+    let program = fs::read_link(format!("/proc/{}/exe", killed.child.id())).unwrap();
+    assert!(program.display().to_string().starts_with("/memfd:vrun-copy"), "{}", program.display());
     killed.child.kill().unwrap();
     killed.end();
     // Init is called as vrun was.

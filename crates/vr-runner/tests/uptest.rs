@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt;
+
 use support::{World, finish, text, until};
 use vr_common::host_api::UptestResult;
 
@@ -143,6 +145,23 @@ fn what_the_app_writes_neither_breaks_nor_fakes_its_tests() {
         again.until_says("ready");
         assert_eq!(again.child.try_wait().unwrap(), None);
     }
+}
+
+#[test]
+fn a_folder_of_the_host_has_uptests_too() {
+    let world = World::new("true");
+    world.app_program("uptests/web/test", "#!/bin/sh\ncat helper; [ ! -e /tmp/of-the-app ] && echo $2 $A\n");
+    world.app("helper", "helps\n");
+    std::fs::set_permissions(world.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let app = world.path().join("app");
+    let file = format!("proc_name: web\nport: 5001\napp_folder: {}\nenv: {{A: yaml}}\n", app.display());
+    std::fs::write(world.file(), format!("{file}cmd: touch /tmp/of-the-app\n")).unwrap();
+    for verb in ["setup", "run"] {
+        let done = world.vrun(verb);
+        assert!(done.status.success(), "{}", text(&done.stderr));
+    }
+    let found = results(&world.vrun("uptest"));
+    assert_eq!((found[0].output.as_str(), found[0].passed), ("helps\n5001 yaml\n", true), "{found:?}");
 }
 
 #[test]

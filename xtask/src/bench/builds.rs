@@ -7,7 +7,6 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use vr_common::archive::remove_tree;
 use vr_common::process::command;
 
 use super::stats::Samples;
@@ -32,6 +31,8 @@ pub struct Builds {
     pub packed: u64,
     /// `tar xzf`.
     pub tar: Samples,
+    /// The same until all of it is on the disk.
+    pub tar_on_disk: Samples,
     /// Setup with nothing there: the tarball is copied from where the URL says, checked and unpacked.
     pub first_with_copy: Samples,
     /// Setup with the tarball there.
@@ -49,7 +50,7 @@ pub fn measure(world: &World, rounds: u32) -> Result<Builds> {
     let mut builds = Builds { size: make_files(&files)?, ..Builds::default() };
     let tarball = world.path().join("large.tar.gz");
     tar(&files, &tarball)?;
-    remove(&files)?;
+    set_aside(world, &files)?;
     builds.packed = fs::metadata(&tarball)?.len();
     let md5 = checked(command("md5sum").arg(&tarball))?;
     let md5 = md5.split(' ').next().unwrap_or_default();
@@ -60,12 +61,12 @@ pub fn measure(world: &World, rounds: u32) -> Result<Builds> {
     for round in 0..rounds {
         eprintln!("unpacking, round {} of {rounds}", round + 1);
         forget_procs(world)?;
-        remove(&world.root().join("builds"))?;
+        set_aside(world, &world.root().join("builds"))?;
         builds.first_with_copy.push(set_up(world, &procs[0])?);
         forget_procs(world)?;
         // Each comes after the other as often as before it.
         if round % 2 == 0 {
-            builds.tar.push(unpack(world, &tarball)?);
+            unpack(world, &tarball, &mut builds)?;
         }
         builds.first.push(set_up(world, &procs[0])?);
         for (index, file) in procs.iter().enumerate().skip(1) {
@@ -78,7 +79,7 @@ pub fn measure(world: &World, rounds: u32) -> Result<Builds> {
         }
         if round % 2 == 1 {
             forget_procs(world)?;
-            builds.tar.push(unpack(world, &tarball)?);
+            unpack(world, &tarball, &mut builds)?;
         }
     }
     forget_procs(world)?;
@@ -87,12 +88,18 @@ pub fn measure(world: &World, rounds: u32) -> Result<Builds> {
 
 /// Every proc, and what was unpacked for them; tarballs and the image stay.
 fn forget_procs(world: &World) -> Result<()> {
-    remove(&world.root().join("procs"))?;
-    remove(&world.root().join("builds/unpacked"))
+    set_aside(world, &world.root().join("procs"))?;
+    set_aside(world, &world.root().join("builds/unpacked"))
 }
 
-fn remove(path: &Path) -> Result<()> {
-    remove_tree(path).with_context(|| format!("cannot remove {}", path.display()))
+/// Takes a folder out of the way, if it is there. Removed right away, it would slow down whatever is measured next: ext4
+/// looks at every place of a file that was removed in the last minutes before it makes a new file.
+fn set_aside(world: &World, path: &Path) -> Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let aside = tempfile::Builder::new().prefix("aside-").tempdir_in(world.path())?.keep();
+    fs::rename(path, aside.join("folder")).with_context(|| format!("cannot move {}", path.display()))
 }
 
 fn set_up(world: &World, file: &Path) -> Result<Duration> {
@@ -104,7 +111,7 @@ fn set_up(world: &World, file: &Path) -> Result<Duration> {
     Ok(begin.elapsed())
 }
 
-fn unpack(world: &World, tarball: &Path) -> Result<Duration> {
+fn unpack(world: &World, tarball: &Path, builds: &mut Builds) -> Result<()> {
     let folder = world.path().join("unpacked");
     fs::create_dir(&folder)?;
     let mut unpack = command("tar");
@@ -112,9 +119,10 @@ fn unpack(world: &World, tarball: &Path) -> Result<Duration> {
     nix::unistd::sync();
     let begin = Instant::now();
     checked(&mut unpack)?;
-    let took = begin.elapsed();
-    remove(&folder)?;
-    Ok(took)
+    builds.tar.push(begin.elapsed());
+    nix::unistd::syncfs(File::open(&folder)?)?;
+    builds.tar_on_disk.push(begin.elapsed());
+    set_aside(world, &folder)
 }
 
 /// Files that are always the same and that halve when they are compressed; gives their size.

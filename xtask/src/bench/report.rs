@@ -198,6 +198,7 @@ impl Report {
         writeln!(to, "| | median | p90 |\n| --- | ---: | ---: |")?;
         for (name, samples) in [
             ("`tar xzf`", &builds.tar),
+            ("`tar xzf` until all is on the disk, as setup sees to", &builds.tar_on_disk),
             ("`vrun setup` of the first proc, tarball there", &builds.first),
             ("`vrun setup` of the first proc, tarball copied from a local path", &builds.first_with_copy),
             ("`vrun setup` of the second proc", &builds.second),

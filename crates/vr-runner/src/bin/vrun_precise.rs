@@ -3,5 +3,9 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if let Err(error) = vr_runner::container::run_from_a_copy() {
+        eprintln!("ERROR: cannot start from a copy in memory that no container can change: {error}");
+        return ExitCode::FAILURE;
+    }
     vr_runner::cli::main("vrun_precise", vr_runner::proc::Variant::HostFolders)
 }

@@ -184,12 +184,14 @@ impl Host {
             folders: self.folders,
             paths: Vec::new(),
             entries: Vec::new(),
+            homes: Vec::new(),
             memory: None,
             out_of_memory: limits.out_of_memory(),
         };
         for (hierarchy, controllers) in places {
             let path = self.make(hierarchy, &controllers, &name).map_err(failed)?;
             group.paths.push(path.clone());
+            group.homes.push(hierarchy.own.join(PROCESSES));
             for controller in controllers {
                 set(hierarchy.version, controller, &path, limits).map_err(failed)?;
                 if controller == Controller::Memory {
@@ -437,6 +439,7 @@ pub(super) struct Group {
     folders: Folders,
     paths: Vec<PathBuf>,
     entries: Vec<(PathBuf, File)>,
+    homes: Vec<PathBuf>,
     memory: Option<(Version, PathBuf)>,
     out_of_memory: Option<String>,
 }
@@ -456,6 +459,11 @@ impl Group {
     /// The files through which a process enters by writing `0`, with the groups' names.
     pub fn take_entries(&mut self) -> Vec<(PathBuf, File)> {
         std::mem::take(&mut self.entries)
+    }
+
+    /// The files through which a process gets into the caller's own groups again, by its number.
+    pub fn homes(&self) -> &[PathBuf] {
+        &self.homes
     }
 
     /// What to say when the kernel killed a process because of the group's memory limit.

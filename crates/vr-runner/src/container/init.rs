@@ -320,6 +320,10 @@ fn be_program(plan: &Plan<'_>, lines: &Lines, terminal: Option<OwnedFd>) -> Step
         pair.push(value);
         environment.push(text(&pair)?);
     }
+    if spec.hardening.own_program_stays_outside {
+        // Now, as what the user may run he may not be able to read.
+        spec.program.candidates.iter().try_for_each(|candidate| refuse_ourselves(candidate))?;
+    }
     capabilities::become_user(spec, identities)?;
     chdir(&spec.workdir).map_err(explain(format_args!("enter {}", spec.workdir.display())))?;
     // The channel closes by itself when the program runs.
@@ -334,7 +338,6 @@ fn be_program(plan: &Plan<'_>, lines: &Lines, terminal: Option<OwnedFd>) -> Step
     let mut failed = "there is no program to run".to_owned();
     for candidate in &spec.program.candidates {
         let path = text(candidate.as_os_str())?;
-        refuse_ourselves(candidate)?;
         arguments[0] = path.clone();
         let Err(error) = execve(&path, &arguments, &environment);
         failed = format!("cannot run {}: {}", candidate.display(), io::Error::from(error));
@@ -351,26 +354,35 @@ fn refuse_ourselves(candidate: &Path) -> Step<()> {
     /// As deep as the kernel follows interpreters of interpreters.
     const DEEPEST: usize = 6;
     const LONGEST_LINE: u64 = 256;
-    let id = |path: &Path| {
-        let found = std::fs::metadata(path).ok().filter(|found| found.is_file())?;
-        Some((found.dev(), found.ino()))
+    let cannot = |path: &Path, error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(()),
+        _ => Err(format!("cannot look at {} before it is run: {error}", path.display())),
     };
-    let Some(own) = id(Path::new("/proc/self/exe")) else { return Ok(()) };
+    let own = std::fs::metadata("/proc/self/exe").map_err(explain("look at this program"))?;
     let mut path = candidate.to_owned();
     for _ in 0..DEEPEST {
-        let Some(found) = id(&path) else { return Ok(()) };
-        if found == own {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let mut file = match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(opened) => File::from(opened),
+            Err(error) => return cannot(&path, error.into()),
+        };
+        let found = file.metadata().map_err(explain(format_args!("look at {}", path.display())))?;
+        if (found.dev(), found.ino()) == (own.dev(), own.ino()) {
             return Err(format!("cannot run {}: it leads to the host's own program", candidate.display()));
         }
         let mut line = Vec::new();
-        let read = File::open(&path).and_then(|file| file.take(LONGEST_LINE).read_to_end(&mut line));
-        // What cannot be read may still be run, but has no interpreter then.
-        let Some(line) = read.ok().and_then(|_| line.strip_prefix(b"#!")) else { return Ok(()) };
+        if !found.is_file() {
+            return Ok(());
+        }
+        if let Err(error) = file.by_ref().take(LONGEST_LINE).read_to_end(&mut line) {
+            return cannot(&path, error);
+        }
+        let Some(line) = line.strip_prefix(b"#!") else { return Ok(()) };
         let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default().trim_ascii_start();
         let end = line.iter().position(|byte| b" \t\0".contains(byte)).unwrap_or(line.len());
         path = PathBuf::from(OsStr::from_bytes(&line[..end]));
     }
-    Ok(())
+    Err(format!("cannot run {}: it has interpreters upon interpreters", candidate.display()))
 }
 
 /// Waits for the program's end, writes it down, and ends with it.

@@ -17,6 +17,7 @@ mod init;
 mod limits;
 mod lxc;
 mod mounts;
+mod own_program;
 mod place;
 mod root;
 mod running;
@@ -29,15 +30,16 @@ mod terminal;
 
 pub use cgroup::clear_left_groups;
 pub use error::ContainerError;
-pub use lxc::write_config as write_lxc_config;
 pub use limits::{BadSize, Limits, Size};
+pub use lxc::write_config as write_lxc_config;
+pub use own_program::run_from_a_copy;
 pub use place::{empty_file_instead_of_link, open_beneath, read_beneath};
 pub(crate) use running::read_rest;
 pub use running::{Container, ExitStatus, Running};
 pub(crate) use signals::WatchedSignals;
-pub(crate) use sys::forget_code;
 pub use spec::{
-    BadEngine, BindMount, Capabilities, ContainerSpec, Credentials, Engine, Hardening, Network, Program, RootFs,
-    Streams, System,
+    BadEngine, BindMount, Capabilities, ContainerSpec, Credentials, Engine, Hardening, Network, Program,
+    RootFs, Streams, System,
 };
+pub(crate) use sys::forget_code;
 pub use terminal::run_in_the_foreground;

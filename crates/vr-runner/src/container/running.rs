@@ -261,7 +261,8 @@ pub struct Running {
     end: Option<ExitStatus>,
     group: Option<Group>,
     out_of_memory: Option<String>,
-    supervisor: Option<lxc::Supervisor>,
+    /// Boxed, as most have none.
+    supervisor: Option<Box<lxc::Supervisor>>,
 }
 
 impl Running {
@@ -285,7 +286,7 @@ impl Running {
             end: None,
             group,
             out_of_memory: None,
-            supervisor: Some(supervisor),
+            supervisor: Some(Box::new(supervisor)),
         }
     }
 

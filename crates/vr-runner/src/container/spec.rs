@@ -157,6 +157,8 @@ pub struct Hardening {
     pub no_devices_or_setuid: bool,
     /// Links in the root lead to places in the root, and not to the host's, while it is made.
     pub links_stay_inside: bool,
+    /// A program that turns out to be the one that makes the container is not run in it.
+    pub own_program_stays_outside: bool,
     /// It has its own process numbers, and sees no other process.
     pub process_namespace: bool,
     /// It has its own System V and POSIX message queues and shared memory.
@@ -179,6 +181,7 @@ impl Default for Hardening {
             close_descriptors: true,
             no_devices_or_setuid: true,
             links_stay_inside: true,
+            own_program_stays_outside: true,
             process_namespace: true,
             ipc_namespace: true,
             host_name_namespace: true,

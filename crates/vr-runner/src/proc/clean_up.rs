@@ -79,11 +79,9 @@ pub fn clean_up(root: &VrRoot, unused_for: Duration) -> Result<CleanedUp, ProcEr
             Ok(removed) => done.add(RemovedKind::ReplacedImage, removed),
             Err(error) => done.failures.push(error.into()),
         }
+        clean_downloads(&folder, &mut done);
     }
-    match tarballs::remove_unfinished(&root.builds()) {
-        Ok(removed) => done.add(RemovedKind::UnfinishedDownload, removed),
-        Err(error) => done.failures.push(error.into()),
-    }
+    clean_downloads(&root.builds(), &mut done);
     for folder in folders_in(&root.procs())? {
         match scratch::remove_left(&folder) {
             Ok(removed) => done.add(RemovedKind::ScratchFolder, removed),
@@ -96,6 +94,13 @@ pub fn clean_up(root: &VrRoot, unused_for: Duration) -> Result<CleanedUp, ProcEr
 impl CleanedUp {
     fn add(&mut self, kind: RemovedKind, removed: Vec<(PathBuf, u64)>) {
         self.removed.extend(removed.into_iter().map(|(path, bytes)| Removed { kind, path, bytes }));
+    }
+}
+
+fn clean_downloads(folder: &Path, done: &mut CleanedUp) {
+    match tarballs::remove_unfinished(folder) {
+        Ok(removed) => done.add(RemovedKind::UnfinishedDownload, removed),
+        Err(error) => done.failures.push(error.into()),
     }
 }
 

@@ -71,7 +71,10 @@ pub fn run(proc: &Proc, options: &RunOptions) -> Result<ExitStatus, ProcError> {
     let proc_files = Path::new("/proc/self");
     let mut news = status::beginning().map_err(io_error("read", proc_files))?;
     let signals = WatchedSignals::take().map_err(io_error("watch for signals of", proc_files))?;
-    match start(proc, &record, log.is_some()) {
+    let started = start(proc, &record, log.is_some());
+    // It may be large, and this process stays for long.
+    drop(record);
+    match started {
         Ok((mut running, _held)) => {
             news.app_pid = u32::try_from(running.program_pid()).ok();
             if let Err(error) = predecessor::remember(proc, running.pid()) {

@@ -3,10 +3,12 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{getegid, geteuid};
 use serde_yaml::Value;
+use vr_common::fetch::without_credentials;
 use vr_common::{archive, exit, yaml};
 
 use super::files::{give_away, make_folder};
@@ -15,6 +17,7 @@ use super::record::{Record, Text};
 use super::{Proc, ProcError, lxc, script};
 use crate::container::{Credentials, clear_left_groups, read_beneath};
 use crate::image::image_contents;
+use crate::tarballs;
 
 /// Says which tarball `rootfs/app` was unpacked from, and for whom, in procs that were set up when builds were not
 /// shared yet.
@@ -96,8 +99,11 @@ fn set_build_up(
         false => Owner { uid: geteuid().as_raw(), gid: getegid().as_raw() },
     };
     // The app has its own copy, and may have changed it; then it keeps it until there is another build.
-    let mark = md5.map(|md5| format!("md5 {md5}\nfor {}:{}\n", user.uid, user.gid));
-    if layer_before.is_none() && is_there && mark.is_some() && mark == old_mark {
+    if layer_before.is_none()
+        && is_there
+        && let Some(mark) = old_mark
+        && mark == format!("{}for {}:{}\n", old_mark_of(proc, url, md5), user.uid, user.gid)
+    {
         return Ok(None);
     }
     let layer = layer::bring(&proc.root, url, md5, owner)?;
@@ -106,6 +112,21 @@ fn set_build_up(
         forget_build(proc)?;
     }
     Ok(Some(layer))
+}
+
+/// How a tarball was told from others in the mark.
+fn old_mark_of(proc: &Proc, url: &str, md5: Option<&str>) -> String {
+    if let Some(md5) = md5 {
+        return format!("md5 {md5}\n");
+    }
+    let tarball = tarballs::file_name(url).map(|name| proc.root.builds().join(name));
+    match tarball.ok().and_then(|tarball| fs::metadata(tarball).ok()) {
+        Some(found) => {
+            let (inode, seconds, nanoseconds) = (found.ino(), found.ctime(), found.ctime_nsec());
+            format!("{} inode {inode} of {seconds}.{nanoseconds:09}\n", without_credentials(url))
+        }
+        None => String::new(),
+    }
 }
 
 /// Removes what a proc has of its build, or over it.

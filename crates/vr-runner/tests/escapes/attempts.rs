@@ -8,10 +8,10 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 
 use rustix::fs::{FileType, Mode};
-use vr_runner::container::{BindMount, Network, Program, System};
+use vr_runner::container::{BindMount, Capabilities, Credentials, Network, Program, System};
 
 use super::defences::Defence::{self, *};
-use super::scene::{HOST_KEY, HOST_VARIABLE, Outcome, Scene, USER, Who};
+use super::scene::{HOST_KEY, HOST_VARIABLE, Outcome, Scene, USER, Who, random};
 
 /// Tells from what the "host" has, or from a secret in what the attack said, whether it succeeded.
 pub type Evidence = Box<dyn Fn(&Scene, &Outcome) -> bool>;
@@ -31,8 +31,8 @@ pub struct Attempt {
     pub cases: &'static [Case],
     /// Switched off in every try, as they would stop it before it meets what it is about.
     pub beneath: &'static [Defence],
-    /// A file of the kernel's without which it cannot succeed.
-    pub needs: Option<&'static str>,
+    /// What this machine lacks, if without it the attempt cannot succeed.
+    pub lacks: fn() -> Option<&'static str>,
     /// It attacks while the container is made, which therefore need not start.
     pub at_start: bool,
     /// It attacks the program that makes containers, which has to be a copy of this one.
@@ -47,7 +47,7 @@ const PLAIN: Attempt = Attempt {
     name: "",
     cases: &[],
     beneath: &[],
-    needs: None,
+    lacks: || None,
     at_start: false,
     in_copy: false,
     arrange: |_| says_escaped(),
@@ -84,6 +84,24 @@ const ROOTS_CALL: [Case; 3] = [ROOT_OF_HOST, user(&[]), rootless(&[])];
 const LATE_CALL: [Case; 3] =
     [together(Who::Root, &[UserNamespace, DropCapabilities, Seccomp], &[Seccomp]), user(&[]), rootless(&[])];
 
+fn missing(file: &'static str) -> Option<&'static str> {
+    (!Path::new(file).exists()).then_some(file)
+}
+
+/// Root itself may lack it, where the machine is a container.
+fn missing_sys_resource() -> Option<&'static str> {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
+    let has_it = u64::from_str_radix(line, 16).unwrap() & 1 << 24 != 0;
+    (!has_it).then_some("capability sys_resource")
+}
+
+/// Newer kernels let nobody but root type into terminals unless this is 1.
+fn missing_typing() -> Option<&'static str> {
+    let setting = fs::read_to_string("/proc/sys/dev/tty/legacy_tiocsti");
+    setting.is_ok_and(|value| value.trim() == "0").then_some("dev.tty.legacy_tiocsti")
+}
+
 fn says_secret() -> Evidence {
     Box::new(|scene, outcome| outcome.output.contains(&scene.secret))
 }
@@ -93,21 +111,16 @@ fn says_escaped() -> Evidence {
 }
 
 /// Everything about a folder and what is in it that an attacker might change.
-fn look_at(folder: &Path) -> String {
-    let mut all = String::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let mut entries: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-        entries.sort();
-        for path in std::iter::once(folder).chain(entries) {
-            let found = fs::symlink_metadata(&path).unwrap();
-            let content = if found.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
-            let owner = (found.uid(), found.gid());
-            all.push_str(&format!("{path:?} {:o} {owner:?} {content:?}\n", found.mode()));
-            if found.is_dir() && all.lines().filter(|line| line.starts_with(&format!("{path:?} "))).count() == 1 {
-                folders.push(path);
-            }
-        }
+pub fn look_at(path: &Path) -> String {
+    let found = fs::symlink_metadata(path).unwrap();
+    let content = if found.is_file() { fs::read(path).unwrap() } else { Vec::new() };
+    let owner = (found.uid(), found.gid());
+    let mut all =
+        format!("{} {:o} {owner:?} {}\n", path.display(), found.mode(), String::from_utf8_lossy(&content));
+    if found.is_dir() {
+        let mut below: Vec<_> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
+        below.sort();
+        all.extend(below.iter().map(|path| look_at(path)));
     }
     all
 }
@@ -268,16 +281,16 @@ fn shared_memory(scene: &mut Scene) -> Evidence {
 }
 
 fn message_queue(scene: &mut Scene) -> Evidence {
-    scene.set("QUEUE", format!("vr-escapes-{}", std::process::id()));
+    scene.set("QUEUE", random());
     scene.on_host("my $queue = call('mq_open', $ENV{QUEUE}, 04102, 0666, 0); die $! if $queue < 0; \
-        call('mq_timedsend', $queue, $ENV{SECRET}, length $ENV{SECRET}, 0, 0) == 0 or die $!");
+        call('mq_timedsend', $queue, \"in $ENV{SECRET}\", 3 + length $ENV{SECRET}, 0, 0) == 0 or die $!");
     says_secret()
 }
 
 fn abstract_socket(scene: &mut Scene) -> Evidence {
     let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&scene.secret).unwrap()).unwrap();
     listener.set_nonblocking(true).unwrap();
-    scene.set("SOCKET", &scene.secret);
+    scene.set("SOCKET", scene.secret.clone());
     scene.spec.network = Network::None;
     Box::new(move |_, _| listener.accept().is_ok())
 }
@@ -296,7 +309,9 @@ fn host_name(scene: &mut Scene) -> Evidence {
     scene.set("NAME", "escaped");
     Box::new(move |_, _| {
         let changed = name() != before;
-        nix::unistd::sethostname(&before).unwrap();
+        if changed {
+            nix::unistd::sethostname(&before).unwrap();
+        }
         changed
     })
 }
@@ -309,7 +324,11 @@ fn network_device(scene: &mut Scene) -> Evidence {
     let before = look(scene);
     Box::new(move |scene, _| {
         let changed = look(scene) != before;
-        scene.on_host(&format!("socket(my $s, 2, 2, 0) or die $!; my $r = pack('a16 i x20', 'lo', {before}); ioctl($s, 0x8922, $r) or die $!"));
+        if changed {
+            scene.on_host(&format!(
+                "socket(my $s, 2, 2, 0); my $r = pack('a16 i x20', 'lo', {before}); ioctl($s, 0x8922, $r) or die $!"
+            ));
+        }
         changed
     })
 }
@@ -334,10 +353,19 @@ fn shell_is_the_caller(scene: &mut Scene) -> Evidence {
     let this = std::env::current_exe().unwrap();
     let mode = move || fs::metadata(&this).unwrap().mode();
     let before = mode();
-    Box::new(move |_, outcome| {
-        assert!(outcome.output.contains("in the caller's program"), "{}", outcome.output);
-        mode() != before
-    })
+    Box::new(move |_, _| mode() != before)
+}
+
+/// The same with a shell that can be run but not read, so that nobody but the kernel sees what it is. Its user needs to
+/// be one who cannot read everything.
+fn unreadable_shell_is_the_caller(scene: &mut Scene) -> Evidence {
+    let evidence = shell_is_the_caller(scene);
+    fs::set_permissions(scene.path("root/shell"), fs::Permissions::from_mode(0o111)).unwrap();
+    scene.spec.capabilities = Capabilities::None;
+    if scene.who == Who::Rootless {
+        scene.spec.user = Credentials { uid: 65534, gid: 65534, groups: Vec::new() };
+    }
+    evidence
 }
 
 /// All attempts.
@@ -392,7 +420,8 @@ pub const ATTEMPTS: &[Attempt] = &[
             says_secret()
         },
         script: r#"
-            open(my $file, "<&=", $ENV{FILE_NUMBER}) and print <$file>;
+            open(my $file, "<&=", $ENV{FILE_NUMBER});
+            print <$file> if $file;
             print file("/proc/self/fd/$ENV{FOLDER_NUMBER}/secret");"#,
         ..PLAIN
     },
@@ -411,13 +440,15 @@ pub const ATTEMPTS: &[Attempt] = &[
             for my $folder ("/", "/tmp", "/usr", "/etc/hosts") {
                 sysopen(my $mount, $folder, 0) or next;
                 my $file = call("open_by_handle_at", fileno $mount, pack("H*", $ENV{HANDLE}), 0);
-                open(my $opened, "<&=", $file) and print <$opened> if $file >= 0;
+                next if $file < 0;
+                open(my $opened, "<&=", $file);
+                print <$opened>;
             }"#,
         ..PLAIN
     },
     Attempt {
         name: "make_the_node_of_a_disk",
-        needs: Some("/dev/loop-control"),
+        lacks: || missing("/dev/loop-control"),
         cases: &[root(&[UserNamespace, DropCapabilities]), user(&[])],
         arrange: disk,
         script: r#"
@@ -429,7 +460,7 @@ pub const ATTEMPTS: &[Attempt] = &[
     },
     Attempt {
         name: "use_a_planted_node_of_a_disk",
-        needs: Some("/dev/loop-control"),
+        lacks: || missing("/dev/loop-control"),
         cases: &[root(&[NoDevicesOrSetuid]), user(&[NoDevicesOrSetuid])],
         arrange: planted_device,
         script: r#"print file("/disk-node"), file("/data/disk-node");"#,
@@ -437,7 +468,7 @@ pub const ATTEMPTS: &[Attempt] = &[
     },
     Attempt {
         name: "mount_all_devices",
-        needs: Some("/dev/loop-control"),
+        lacks: || missing("/dev/loop-control"),
         cases: &[ROOT_OF_HOST, user(&[])],
         arrange: disk,
         script: r#"
@@ -448,7 +479,7 @@ pub const ATTEMPTS: &[Attempt] = &[
     },
     Attempt {
         name: "read_the_kernels_log",
-        needs: Some("/dev/kmsg"),
+        lacks: || missing("/dev/kmsg"),
         cases: &[root(&[UserNamespace, DropCapabilities]), user(&[]), rootless(&[])],
         script: r#"
             call("mknodat", -100, "/dev/log-node", 020666, 0x10b);
@@ -534,7 +565,7 @@ pub const ATTEMPTS: &[Attempt] = &[
     // Processes of the host.
     Attempt {
         name: "see_a_host_process",
-        cases: &[root(&[ProcessNamespace]), user(&[ProcessNamespace]), rootless(&[ProcessNamespace])],
+        cases: &[root(&[ProcessNamespace]), user(&[ProcessNamespace]), rootless(&[])],
         arrange: |scene| {
             scene.victim();
             says_secret()
@@ -547,7 +578,7 @@ pub const ATTEMPTS: &[Attempt] = &[
         cases: &[
             root(&[ProcessNamespace, UserNamespace]),
             user(&[ProcessNamespace, UserNamespace]),
-            rootless(&[ProcessNamespace]),
+            rootless(&[]),
         ],
         arrange: victim_dies,
         script: "kill 'KILL', $ENV{VICTIM};",
@@ -558,7 +589,7 @@ pub const ATTEMPTS: &[Attempt] = &[
         cases: &[
             root(&[ProcessNamespace, UserNamespace]),
             user(&[ProcessNamespace, UserNamespace]),
-            rootless(&[ProcessNamespace]),
+            rootless(&[]),
         ],
         arrange: victim_dies,
         script: r#"
@@ -614,9 +645,9 @@ pub const ATTEMPTS: &[Attempt] = &[
     Attempt {
         name: "slow_a_host_process_down",
         cases: &[
-            root(&[ProcessNamespace, UserNamespace]),
+            root(&[ProcessNamespace, UserNamespace, DropCapabilities]),
             user(&[ProcessNamespace, UserNamespace]),
-            rootless(&[ProcessNamespace]),
+            rootless(&[]),
         ],
         arrange: victims_priority,
         script: "eval { setpriority(0, $ENV{VICTIM}, 7) };",
@@ -627,7 +658,7 @@ pub const ATTEMPTS: &[Attempt] = &[
         cases: &[
             root(&[ProcessNamespace, UserNamespace]),
             user(&[ProcessNamespace, UserNamespace]),
-            rootless(&[ProcessNamespace]),
+            rootless(&[]),
         ],
         arrange: |scene| victim_changes(scene, "oom_score_adj"),
         script: r#"put("/proc/$ENV{VICTIM}/oom_score_adj", "500");"#,
@@ -638,7 +669,7 @@ pub const ATTEMPTS: &[Attempt] = &[
         cases: &[
             root(&[ProcessNamespace, UserNamespace]),
             user(&[ProcessNamespace, UserNamespace]),
-            rootless(&[ProcessNamespace]),
+            rootless(&[]),
         ],
         arrange: |scene| victim_changes(scene, "limits"),
         script: r#"call("prlimit64", $ENV{VICTIM} + 0, 7, pack("Q2", 5, 5), 0);"#,
@@ -698,15 +729,17 @@ pub const ATTEMPTS: &[Attempt] = &[
     Attempt {
         name: "change_the_program_that_makes_the_container",
         in_copy: true,
-        cases: &[root(&[UserNamespace])],
+        at_start: true,
+        cases: &[root(&[UserNamespace, OwnProgramStaysOutside]), rootless(&[OwnProgramStaysOutside])],
         arrange: shell_is_the_caller,
         ..PLAIN
     },
     Attempt {
-        name: "change_the_program_of_the_user_that_makes_the_container",
+        name: "change_the_program_that_makes_the_container_by_an_unreadable_shell",
         in_copy: true,
-        cases: &[rootless(&[])],
-        arrange: shell_is_the_caller,
+        at_start: true,
+        cases: &[root(&[UserNamespace, OwnProgramStaysOutside]), rootless(&[OwnProgramStaysOutside])],
+        arrange: unreadable_shell_is_the_caller,
         ..PLAIN
     },
     // The kernel's files.
@@ -740,21 +773,21 @@ pub const ATTEMPTS: &[Attempt] = &[
     },
     Attempt {
         name: "press_a_magic_key",
-        needs: Some("/proc/sysrq-trigger"),
+        lacks: || missing("/proc/sysrq-trigger"),
         cases: &[root(&[MaskKernelFiles, UserNamespace]), user(&[]), rootless(&[])],
         script: r#"print "escaped\n" if sysopen(my $keys, "/proc/sysrq-trigger", 1);"#,
         ..PLAIN
     },
     Attempt {
         name: "move_interrupts",
-        needs: Some("/proc/irq/default_smp_affinity"),
+        lacks: || missing("/proc/irq/default_smp_affinity"),
         cases: &[root(&[MaskKernelFiles, UserNamespace]), user(&[]), rootless(&[])],
         script: r#"print "escaped\n" if sysopen(my $mask, "/proc/irq/default_smp_affinity", 1);"#,
         ..PLAIN
     },
     Attempt {
         name: "change_a_device_in_sys",
-        needs: Some("/dev/loop-control"),
+        lacks: || missing("/dev/loop-control"),
         cases: &[root(&[MaskKernelFiles, UserNamespace]), user(&[])],
         arrange: |scene| {
             scene.disk();
@@ -765,7 +798,7 @@ pub const ATTEMPTS: &[Attempt] = &[
     },
     Attempt {
         name: "read_the_memory_of_the_kernel",
-        needs: Some("/proc/kcore"),
+        lacks: || missing("/proc/kcore"),
         cases: &[
             together(Who::Root, &[MaskKernelFiles, UserNamespace, DropCapabilities], &[MaskKernelFiles, UserNamespace]),
             user(&[]),
@@ -776,14 +809,14 @@ pub const ATTEMPTS: &[Attempt] = &[
     },
     Attempt {
         name: "list_the_hosts_timers",
-        needs: Some("/proc/timer_list"),
+        lacks: || missing("/proc/timer_list"),
         cases: &[root(&[MaskKernelFiles, UserNamespace]), user(&[]), rootless(&[])],
         script: r#"print "escaped\n" if file("/proc/timer_list") ne "";"#,
         ..PLAIN
     },
     Attempt {
         name: "list_the_hosts_keys",
-        needs: Some("/proc/keys"),
+        lacks: || missing("/proc/keys"),
         cases: &[
             together(Who::Root, &[MaskKernelFiles, UserNamespace, NewKeyring], &[MaskKernelFiles]),
             together(Who::User, &[MaskKernelFiles, UserNamespace, NewKeyring], &[MaskKernelFiles]),
@@ -794,7 +827,7 @@ pub const ATTEMPTS: &[Attempt] = &[
     },
     Attempt {
         name: "list_the_hosts_firmware",
-        needs: Some("/sys/firmware"),
+        lacks: || missing("/sys/firmware"),
         cases: &[root(&[MaskKernelFiles]), user(&[MaskKernelFiles])],
         script: r#"print "escaped\n" if () = glob "/sys/firmware/*";"#,
         ..PLAIN
@@ -805,8 +838,9 @@ pub const ATTEMPTS: &[Attempt] = &[
         cases: &ANYBODYS_CALL,
         script: r#"
             mkdir "/tmp/place";
-            call("unshare", 0x10020000) == 0 and call("mount", "none", "/tmp/place", "tmpfs", 0, 0) == 0
-                and mkdir "/tmp/place/new" and print "escaped\n";"#,
+            call("unshare", 0x10020000);
+            call("mount", "none", "/tmp/place", "tmpfs", 0, 0);
+            print "escaped\n" if file("/proc/self/mounts") =~ m{ /tmp/place tmpfs };"#,
         ..PLAIN
     },
     Attempt {
@@ -981,10 +1015,19 @@ pub const ATTEMPTS: &[Attempt] = &[
         cases: &[ROOT_OF_HOST, user(&[]), rootless(&[])],
         arrange: host_terminal,
         script: r#"
-            # As it is, and as the terminal that controls this process.
-            ioctl(STDIN, 0x5412, "x");
-            ioctl(STDIN, 0x540e, 1);
-            ioctl(STDIN, 0x5412, "x");"#,
+            my $letter = "x";
+            ioctl(STDIN, 0x5412, $letter);"#,
+        ..PLAIN
+    },
+    Attempt {
+        name: "type_into_a_terminal_of_the_caller_that_controls_it",
+        lacks: missing_typing,
+        cases: &ANYBODYS_CALL,
+        arrange: host_terminal,
+        script: r#"
+            my $letter = "x";
+            ioctl(STDIN, 0x540e, 0);
+            ioctl(STDIN, 0x5412, $letter);"#,
         ..PLAIN
     },
     Attempt {
@@ -1051,7 +1094,7 @@ pub const ATTEMPTS: &[Attempt] = &[
         name: "change_a_network_device_of_the_host",
         cases: &[root(&[UserNamespace, DropCapabilities]), user(&[]), rootless(&[])],
         arrange: network_device,
-        script: r#"socket(my $socket, 2, 2, 0); ioctl($socket, 0x8922, pack("a16 i x20", "lo", 5000));"#,
+        script: r#"my $size = pack("a16 i x20", "lo", 5000); socket(my $socket, 2, 2, 0); ioctl($socket, 0x8922, $size);"#,
         ..PLAIN
     },
     // More rights.
@@ -1095,16 +1138,16 @@ pub const ATTEMPTS: &[Attempt] = &[
     },
     Attempt {
         name: "raise_its_own_limits",
+        lacks: missing_sys_resource,
         cases: &[root(&[UserNamespace, DropCapabilities]), user(&[]), rootless(&[])],
         script: r#"
-            my $limits = pack("Q2", 0, 0);
-            call("prlimit64", 0, 7, 0, \$limits) == 0 or die $!;
-            my (undef, $hard) = unpack("Q2", $limits);
-            print "escaped\n" if call("prlimit64", 0, 7, pack("Q2", 1, $hard + 1), 0) == 0;"#,
+            call("prlimit64", 0, 4, pack("Q2", 0, 0), 0) == 0 or die $!;
+            print "escaped\n" if call("prlimit64", 0, 4, pack("Q2", 1, 1), 0) == 0;"#,
         ..PLAIN
     },
     Attempt {
         name: "hide_from_the_oom_killer",
+        lacks: missing_sys_resource,
         cases: &[root(&[UserNamespace, DropCapabilities]), user(&[]), rootless(&[])],
         script: r#"
             put("/proc/self/oom_score_adj", "-1000");

@@ -21,6 +21,7 @@ pub enum Defence {
     IpcNamespace,
     HostNameNamespace,
     CgroupNamespace,
+    OwnProgramStaysOutside,
     // What cannot be switched off by a field, as a container would be none without it.
     /// What is not mounted is not there.
     OwnFiles,
@@ -38,7 +39,7 @@ pub enum Defence {
 use Defence::*;
 
 impl Defence {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         UserNamespace,
         Seccomp,
         NoNewPrivileges,
@@ -52,6 +53,7 @@ impl Defence {
         IpcNamespace,
         HostNameNamespace,
         CgroupNamespace,
+        OwnProgramStaysOutside,
         OwnFiles,
         OwnRoot,
         OwnEnvironment,
@@ -78,6 +80,7 @@ impl Defence {
             ipc_namespace,
             host_name_namespace,
             cgroup_namespace,
+            own_program_stays_outside,
         } = &mut scene.spec.hardening;
         let field = match self {
             UserNamespace => user_namespace,
@@ -93,6 +96,7 @@ impl Defence {
             IpcNamespace => ipc_namespace,
             HostNameNamespace => host_name_namespace,
             CgroupNamespace => cgroup_namespace,
+            OwnProgramStaysOutside => own_program_stays_outside,
             OwnFiles => {
                 let victim = scene.path("victim");
                 scene.spec.mounts.push(BindMount { source: victim.clone(), target: victim, read_only: true });

@@ -255,7 +255,8 @@ impl Scene {
             for name in usr bin lib lib64; do \
                 if [ -L /$name ]; then ln -s usr/$name $root/$name; \
                 elif [ -d /$name ]; then mkdir $root/$name; mount --bind -o ro /$name $root/$name; fi; \
-            done; exec chroot $root \"$@\"";
+            done; \
+            mkdir $root/dev; : > $root/dev/null; exec chroot $root \"$@\"";
         let mut unshare: Command = command("unshare");
         unshare.args(["--mount", "--", "sh", "-c", SCRIPT, "sh"]).arg(self.path("root"));
         unshare.arg("/usr/bin/perl").args(&self.spec.program.arguments);

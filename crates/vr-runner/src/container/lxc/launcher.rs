@@ -8,7 +8,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, execve, setsid};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mkdirat, mknodat, openat};
@@ -32,10 +31,11 @@ pub(super) const CONFIG: &str = "config";
 pub(super) const POLICY: &str = "policy";
 /// What goes wrong, in LXC's words.
 pub(super) const LOG: &str = "log";
-/// Where LXC says which process is about to become the program, and where it waits for us.
+/// Where LXC says which process is about to become the program, once it knows; and where it waits for us.
 pub(super) const HERE: &str = "here";
 pub(super) const GO: &str = "go";
-/// Run by LXC just before the program; and after its end, as LXC would start a program that HUP killed again.
+/// Run by LXC before it starts a process and just before the program; and after its end, as LXC would start a program
+/// that HUP killed again.
 pub(super) const BEFORE: &str = "before";
 pub(super) const AFTER: &str = "after";
 /// The terminals of a container with one of ours.
@@ -162,15 +162,9 @@ pub(super) fn be_launcher(launch: &Launch<'_>, lines: &Lines) -> ! {
 
 fn launch_it(launch: &Launch<'_>, lines: &Lines) -> Step<Infallible> {
     die_with(&lines.parent)?;
-    loop {
-        match channel::receive(&lines.gate).map_err(explain("wait for the parent"))? {
-            Message::Ready(_) => break,
-            // Of control groups, which LXC would make anew where it is itself. The program will be elsewhere.
-            Message::Terminal(namespace) => {
-                setns(namespace, CloneFlags::CLONE_NEWCGROUP).map_err(explain("hide the host's control groups"))?;
-            }
-            _ => sys::exit_now(NOT_READY),
-        }
+    match channel::receive(&lines.gate).map_err(explain("wait for the parent"))? {
+        Message::Ready(_) => {}
+        _ => sys::exit_now(NOT_READY),
     }
     make_private()?;
     hide_groups()?;

@@ -11,6 +11,7 @@
 //! - How the program ended is read from what LXC tells its monitors ([`messages`]); its exit code says nothing.
 
 mod config;
+mod groups;
 mod init;
 mod launcher;
 mod messages;

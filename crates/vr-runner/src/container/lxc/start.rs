@@ -1,7 +1,6 @@
 //! Starting a container by way of LXC, and what there is to do about `lxc-start` afterwards: the parent's side.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -25,6 +24,7 @@ use super::super::running::{START_SECONDS, give_output, timespec};
 use super::super::sys::{self, Cloned};
 use super::super::{ContainerError, ContainerSpec, Hardening, Program, Running, Streams, seccomp};
 use super::config;
+use super::groups::Groups;
 use super::init::{Lines as InitLines, be_init};
 use super::launcher::{self, Home, Launch, Lines, be_launcher, make_home_place};
 use super::prepare::{Prepared, prepare};
@@ -106,7 +106,7 @@ pub(in super::super) fn start(spec: &ContainerSpec, captured: bool) -> Result<Ru
         true => None,
         false => Some(Group::create(name, &spec.limits)?),
     };
-    let groups = group.as_mut().map(Group::take_entries).unwrap_or_default();
+    let groups = Groups::of(group.as_mut());
     let failed = |message: String| ContainerError::Setup { name: name.clone(), message };
     if captured {
         give_output(spec, &Identities::OfHost)
@@ -201,6 +201,7 @@ struct Attempt {
     init: OwnedFd,
     init_pid: i32,
     program_pid: i32,
+    lxc_pid: Pid,
     supervisor: Supervisor,
     master: Option<OwnedFd>,
     home: Home,
@@ -212,7 +213,7 @@ struct Attempt {
 
 impl Attempt {
     /// Starts the two processes, which wait.
-    fn begin(spec: &ContainerSpec, groups: &[(PathBuf, File)], lxc_start: &Path) -> Step<Self> {
+    fn begin(spec: &ContainerSpec, groups: &Groups, lxc_start: &Path) -> Step<Self> {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         // Part of the name of LXC's command socket, which has to be the only one on the host.
@@ -241,15 +242,16 @@ impl Attempt {
             streams: &spec.streams,
             program: lxc_start,
         };
-        let lxc = match sys::clone_process(nix::sched::CloneFlags::CLONE_NEWNS.bits()) {
+        let (lxc_pid, lxc) = match sys::clone_process(nix::sched::CloneFlags::CLONE_NEWNS.bits()) {
             Ok(Cloned::Child) => {
                 drop((ours, gate));
                 be_launcher(&launch, &Lines { channel: theirs, gate: inner_gate, parent });
             }
-            Ok(Cloned::Parent(_, lxc)) => lxc,
+            Ok(Cloned::Parent(pid, lxc)) => (pid, lxc),
             Err(error) => return Err(explain("start another process")(error)),
         };
         drop((inner_gate, parent));
+        let lxc_pid = Pid::from_raw(lxc_pid.as_raw()).ok_or("a process without a number")?;
         let supervisor = Supervisor { lxc, program: None };
         let (status, status_writer) = pipe_with(PipeFlags::CLOEXEC).map_err(explain("make a pipe"))?;
         let lxc = supervisor.lxc.try_clone().map_err(explain("copy a handle"))?;
@@ -259,7 +261,7 @@ impl Attempt {
                 drop((ours, gate, status));
                 let lines =
                     InitLines { channel: theirs, status: status_writer, parent: parent_of_init, news, lxc };
-                be_init(spec, groups, lines);
+                be_init(spec, &groups.entries, lines);
             }
             Ok(Cloned::Parent(pid, init)) => (pid.as_raw(), init),
             Err(error) => return Err(explain("make its namespaces")(error)),
@@ -270,7 +272,7 @@ impl Attempt {
             launcher::path(launcher::POLICY),
             |number, _| launcher::path(&launcher::mount_name(number)),
         );
-        layout.further = further(init_pid);
+        layout.further = further(groups, init_pid);
         if terminal.is_some() {
             layout.binds.extend(Terminal::binds());
         }
@@ -281,6 +283,7 @@ impl Attempt {
             init,
             init_pid,
             program_pid: init_pid,
+            lxc_pid,
             supervisor,
             master: terminal.map(|terminal| terminal.master),
             home,
@@ -291,7 +294,7 @@ impl Attempt {
     }
 
     /// Listens to both until the program runs.
-    fn until_started(&mut self, spec: &ContainerSpec, groups: &[(PathBuf, File)]) -> Result<(), Trouble> {
+    fn until_started(&mut self, spec: &ContainerSpec, groups: &Groups) -> Result<(), Trouble> {
         let deadline = Instant::now() + Duration::from_secs(START_SECONDS);
         loop {
             let timeout = timespec(deadline.saturating_duration_since(Instant::now()));
@@ -305,7 +308,7 @@ impl Attempt {
             }
             let [said, here] = waits.map(|wait| !wait.revents().is_empty());
             if here {
-                self.let_the_program_go(groups)?;
+                self.let_lxc_go_on(groups)?;
             }
             if !said {
                 continue;
@@ -315,9 +318,6 @@ impl Attempt {
                 Message::Ready(_) => {
                     self.home.write(launcher::CONFIG, &config::text(spec, &self.layout)?)?;
                     if let Some(gate) = self.gate.take() {
-                        if let Some(namespace) = self.cgroup_namespace(spec)? {
-                            channel::send_terminal(&gate, namespace).map_err(explain("let LXC start"))?;
-                        }
                         channel::send_ready(&gate).map_err(explain("let LXC start"))?;
                     }
                 }
@@ -329,49 +329,42 @@ impl Attempt {
         }
     }
 
-    /// The namespace of control groups that init has made, on kernels with such.
-    fn cgroup_namespace(&self, spec: &ContainerSpec) -> Step<Option<File>> {
-        if !spec.hardening.cgroup_namespace {
-            return Ok(None);
-        }
-        match File::open(format!("/proc/{}/ns/cgroup", self.init_pid)) {
-            Ok(namespace) => Ok(Some(namespace)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(explain("open the namespace of control groups")(error)),
-        }
-    }
-
-    /// Takes hold of the process that is about to become the program.
-    fn let_the_program_go(&mut self, groups: &[(PathBuf, File)]) -> Step<()> {
+    /// LXC waits for us twice: before it starts any process, if there are groups, and with the process that is about to
+    /// become the program, which we then take hold of.
+    fn let_lxc_go_on(&mut self, groups: &Groups) -> Step<()> {
         let mut text = [0; 32];
         let length = rustix::io::read(&self.here, &mut text).map_err(explain("listen to LXC"))?;
-        let number = String::from_utf8_lossy(&text[..length]).trim().parse().ok();
-        let Some(pid) = number.and_then(Pid::from_raw) else {
-            return Err("LXC does not say which process the program is".to_owned());
-        };
-        let handle = pidfd_open(pid, PidfdFlags::empty()).map_err(explain("open a handle on the program"))?;
-        self.program_pid = pid.as_raw_nonzero().get();
-        for (path, entry) in groups {
-            rustix::io::write(entry, self.program_pid.to_string().as_bytes())
-                .map_err(explain(format_args!("put the program in the control group {}", path.display())))?;
+        let text = String::from_utf8_lossy(&text[..length]);
+        if text.trim().is_empty() {
+            groups.let_in(self.lxc_pid)?;
+        } else {
+            let Some(pid) = text.trim().parse().ok().and_then(Pid::from_raw) else {
+                return Err("LXC does not say which process the program is".to_owned());
+            };
+            let handle =
+                pidfd_open(pid, PidfdFlags::empty()).map_err(explain("open a handle on the program"))?;
+            groups.send_home(self.lxc_pid)?;
+            self.program_pid = pid.as_raw_nonzero().get();
+            self.supervisor.program = Some(handle);
         }
-        self.supervisor.program = Some(handle);
-        rustix::io::write(&self.go, b"go\n").map_err(explain("let the program go on"))?;
+        rustix::io::write(&self.go, b"go\n").map_err(explain("let LXC go on"))?;
         Ok(())
     }
 }
 
 /// The keys that only a start by us has.
-fn further(init: i32) -> Vec<(&'static str, PathBuf)> {
+fn further(groups: &Groups, init: i32) -> Vec<(&'static str, PathBuf)> {
     let script = |name| PathBuf::from(format!("/bin/sh {}", launcher::path(name).display()));
-    vec![
+    let mut further = vec![
         ("lxc.rootfs.mount", launcher::path(launcher::TARGET)),
         ("lxc.namespace.share.pid", init.to_string().into()),
         ("lxc.hook.start-host", script(launcher::BEFORE)),
         ("lxc.hook.post-stop", script(launcher::AFTER)),
-        // The one that `lxc-start` is in.
-        ("lxc.namespace.keep", "cgroup".into()),
-    ]
+    ];
+    if !groups.entries.is_empty() {
+        further.push(("lxc.hook.pre-start", script(launcher::BEFORE)));
+    }
+    further
 }
 
 fn arguments(spec: &ContainerSpec, prepared: &Prepared, lxc_path: &Path) -> Vec<OsString> {
