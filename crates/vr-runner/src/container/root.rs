@@ -311,11 +311,15 @@ impl Builder<'_> {
 
     /// A folder that everybody may write to. On disk, as large temporary files should not use up memory.
     fn shared_temporary_folder(&self, root: &OwnedFd, name: &str) -> Step<()> {
+        const MODE: u32 = 0o1777;
         let folder = self.place(root, name, Kind::Directory)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        openat(&folder, ".", flags, Mode::empty())
-            .and_then(|opened| fchmod(opened, Mode::from_raw_mode(0o1777)))
-            .map_err(explain(format_args!("set the mode of /{name}")))
+        // Setting what is set already would be a write to the disk for each start, and a copy of an image's folder.
+        let set = || match fstat(&folder)?.st_mode & 0o7777 {
+            MODE => Ok(()),
+            _ => fchmod(openat(&folder, ".", flags, Mode::empty())?, Mode::from_raw_mode(MODE)),
+        };
+        set().map_err(explain(format_args!("set the mode of /{name}")))
     }
 
     /// What has to be writable even where nothing else is.
