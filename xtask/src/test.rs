@@ -10,7 +10,7 @@ use vr_common::process::command;
 use crate::steps::{self, cargo, timed};
 
 /// What the tests run, and the Debian package that holds it.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 8] = [
     ("git", "git"),
     ("hg", "mercurial"),
     ("make", "make"),
@@ -18,6 +18,7 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("bash", "bash"),
     ("redis-server", "redis-server"),
     ("supervisord", "supervisor"),
+    ("lxc-start", "lxc"),
 ];
 
 /// What the tests read without running it, and the Debian package that holds it.

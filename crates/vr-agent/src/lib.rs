@@ -9,6 +9,7 @@
 
 pub mod address;
 pub mod api;
+pub mod cli;
 pub mod document;
 pub mod error;
 pub mod files;

@@ -18,6 +18,7 @@ use vr_common::names::{HostName, NameError};
 use vr_common::secret::Secret;
 use vr_common::supervisor::{Login, SupervisorClient, SupervisorError};
 
+pub mod cli;
 pub mod host_name;
 pub mod messages;
 pub mod protocol;

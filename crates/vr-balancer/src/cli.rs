@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
@@ -214,6 +214,11 @@ impl CliError {
     }
 }
 
+/// The arguments, for their parser, completions and manual pages.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -400,8 +405,6 @@ async fn run_proxy(arguments: ServeArguments, control_socket: Option<PathBuf>) -
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -8,6 +8,7 @@
 
 mod build;
 pub mod checkout;
+pub mod cli;
 mod error;
 mod folders;
 mod output;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 /// Operates a Velociraptor server: deploys swarms, builds apps, shows and controls procs, follows events.
 #[derive(Debug, Parser)]
@@ -20,6 +20,11 @@ pub struct Arguments {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// The arguments, for their parser, completions and manual pages.
+pub fn command() -> clap::Command {
+    Arguments::command()
 }
 
 const EXAMPLES: &str = "\

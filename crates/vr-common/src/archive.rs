@@ -21,8 +21,8 @@ mod xattrs;
 
 pub use compression::{Compression, open_tarball};
 pub use pack::{PackOptions, PackSummary, pack};
-pub use remove::{bytes_in, remove_tree};
 pub(crate) use remove::remove_unfinished;
+pub use remove::{bytes_in, remove_tree};
 pub use unpack::{Owner, SpecialFiles, UnpackOptions, UnpackSummary, unpack, unpack_atomically};
 
 /// What a tarball holds, which decides about modes, extended attributes and device nodes.

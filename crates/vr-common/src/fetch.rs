@@ -2,11 +2,9 @@
 //!
 //! Must not know what is in the files or why they are wanted.
 
-use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,15 +13,15 @@ use thiserror::Error;
 use url::Url;
 
 use crate::lock::{FileLock, LockError};
+use crate::log::DOING;
+use crate::progress::Meter;
+pub use crate::progress::{Progress, ProgressCallback};
 
 pub(crate) mod aside;
 mod http;
-mod progress;
 mod record;
 
 use aside::{AsideFile, hidden_sibling};
-use progress::Meter;
-pub use progress::Progress;
 use record::Record;
 
 /// Bytes that are copied at once.
@@ -195,6 +193,7 @@ pub fn fetch(source: &str, target: &Path, options: &FetchOptions) -> Result<Fetc
     let deadline = Instant::now() + options.timeout_total;
     let shown = without_credentials(source);
     let write_error = |source| FetchError::Write { path: target.to_owned(), source };
+    tracing::info!(target: DOING, "fetching {shown}");
 
     let mut attempt = 1;
     loop {
@@ -239,7 +238,7 @@ pub fn fetch_cached(source: &str, target: &Path, options: &FetchOptions) -> Resu
     fs::create_dir_all(aside::folder_of(target)).map_err(write_error)?;
     let lock_path = hidden_sibling(target, "lock").map_err(write_error)?;
     let _only_one = FileLock::wait(&lock_path, || {
-        tracing::info!(target = %target.display(), "waiting for another process that fetches the same file");
+        tracing::info!(target: DOING, "waiting for another process that fetches {}", target.display());
     })?;
     match fs::metadata(target) {
         Ok(present) if present.is_file() => {
@@ -444,19 +443,6 @@ fn expected_md5(source: &str, options: &FetchOptions) -> Result<Option<String>, 
 fn pause_after(attempt: u32, first: Duration) -> Duration {
     let doubled = first.saturating_mul(1 << (attempt - 1).min(16)).min(LONGEST_PAUSE);
     doubled.mul_f64(rand::random_range(0.5..1.5))
-}
-
-/// A function that is told the bytes so far, and all of them if known.
-pub type ProgressCallback = Arc<dyn Fn(u64, Option<u64>) + Send + Sync>;
-
-impl fmt::Debug for Progress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Quiet => "Quiet",
-            Self::Bar => "Bar",
-            Self::Callback(_) => "Callback",
-        })
-    }
 }
 
 #[cfg(test)]

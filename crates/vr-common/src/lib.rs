@@ -21,6 +21,7 @@ pub mod names;
 pub mod paths;
 pub mod proc_data;
 pub mod process;
+pub mod progress;
 pub mod secret;
 pub mod supervisor;
 pub mod vcs;

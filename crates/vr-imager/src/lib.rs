@@ -6,6 +6,7 @@
 //! This crate must not know of stacks, of the server, or of how a container is made.
 
 mod build;
+pub mod cli;
 mod error;
 mod merge;
 mod workspace;

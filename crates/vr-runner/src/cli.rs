@@ -1,12 +1,10 @@
-//! The command line that `vrun` and `vrun_precise` share.
+//! The command line that `vrun` and `vrun_precise` share: what may be asked for, and who is asked to do it.
 
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use vr_common::exit;
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use vr_common::lock::{FileLock, LockError};
 use vr_common::log;
 use vr_common::paths::VrRoot;
@@ -14,27 +12,23 @@ use vr_common::paths::VrRoot;
 use crate::container::Engine;
 use crate::proc::{self, LogFile, Proc, ProcError, RunOptions, Variant};
 
-const EXAMPLES: &str = "\
-Examples:
-  vrun setup proc.yaml       fetch the build and the image, and make the container's files
-  vrun run proc.yaml         run the app in the foreground; ends with the app's exit status
-  vrun uptest proc.yaml      run the app's uptests; prints one line of JSON
-  vrun shell proc.yaml       look around in a container like the app's
-  vrun teardown proc.yaml    remove everything of the proc
+mod help;
+mod outcome;
 
-VR_ROOT is the folder that everything is kept in (default: /apps).
-Exit status: 0 done, 1 failed, 2 wrong usage or a bad file; run and shell end with their program's
-(128 and the signal's number after a signal).";
+use outcome::{Outcome, Report};
 
 #[derive(Debug, Parser)]
-#[command(about = "Runs procs in containers", version, after_help = EXAMPLES)]
+#[command(version)]
 struct CommandLine {
     /// Say only what went wrong
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
-    /// Say more; twice for everything
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    /// Say more, also in pipes; twice for everything
+    #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
+    /// End standard output with one line of JSON that tells what was done, or why not
+    #[arg(long, global = true)]
+    json: bool,
     /// What makes the containers: own, or lxc for LXC 4 or later
     #[arg(long, global = true, env = "VR_ENGINE", value_name = "ENGINE", default_value_t = Engine::Own)]
     engine: Engine,
@@ -44,26 +38,26 @@ struct CommandLine {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Fetch what the proc needs and make its files; may be repeated
+    /// Fetch what a proc needs and make its files; may be repeated
     Setup(File),
-    /// Run the proc in the foreground
+    /// Run a proc in the foreground
     Run {
         #[command(flatten)]
         file: File,
         /// Write the app's output to this file instead of passing it on
         #[arg(long, value_name = "FILE")]
         log: Option<PathBuf>,
-        /// Move the log to FILE.1 before it grows over this size, in bytes; 0 for never
-        #[arg(long, value_name = "N", default_value_t = 10_000_000, requires = "log")]
+        /// Move the log to FILE.1 before it grows over this size; 0 for never
+        #[arg(long, value_name = "BYTES", default_value_t = 10_000_000, requires = "log")]
         log_max_bytes: u64,
         /// How many older logs to keep
-        #[arg(long, value_name = "N", default_value_t = 1, requires = "log")]
+        #[arg(long, value_name = "NUMBER", default_value_t = 1, requires = "log")]
         log_backups: u32,
         /// Keep a JSON document about the run's begin and end in this file
         #[arg(long, value_name = "FILE")]
         status_file: Option<PathBuf>,
     },
-    /// Run the proc's uptests and print their results as one line of JSON
+    /// Run a proc's uptests and print their results as one line of JSON
     Uptest {
         #[command(flatten)]
         file: File,
@@ -73,8 +67,27 @@ enum Command {
     },
     /// Start a shell in a container like the proc's
     Shell(File),
-    /// Remove the proc's files; may be repeated
+    /// Remove a proc's files; may be repeated
     Teardown(File),
+    /// Remove what no proc of this host uses any more
+    Cleanup {
+        /// Keep unpacked builds that were in use less than this ago, such as 90m, 12h or 7d
+        #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = humantime::parse_duration)]
+        unused_for: Duration,
+    },
+}
+
+impl Command {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Setup(_) => "setup",
+            Self::Run { .. } => "run",
+            Self::Uptest { .. } => "uptest",
+            Self::Shell(_) => "shell",
+            Self::Teardown(_) => "teardown",
+            Self::Cleanup { .. } => "cleanup",
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -84,58 +97,81 @@ struct File {
     file: PathBuf,
 }
 
-/// Parses the arguments, carries them out, and says what went wrong on standard error.
-pub fn main(name: &'static str, variant: Variant) -> ExitCode {
-    let command = CommandLine::command().name(name).bin_name(name);
-    let parsed = CommandLine::from_arg_matches(&command.get_matches()).unwrap_or_else(|e| e.exit());
-    let level = match (parsed.quiet, parsed.verbose) {
-        (true, _) => "error",
-        (false, 0) => "warn",
-        (false, 1) => "info",
-        (false, _) => "trace",
-    };
-    log::init_tool(level);
-    match carry_out(&parsed.command, variant, parsed.engine) {
-        Ok(code) => code,
-        Err(error) => exit::report(&error, error.hint(), error.exit_code()),
-    }
+/// The arguments of the program `name`, for its parser, its completions and its manual pages.
+pub fn command(name: &'static str, variant: Variant) -> clap::Command {
+    help::add(CommandLine::command().name(name).bin_name(name), name, variant)
 }
 
-fn carry_out(command: &Command, variant: Variant, engine: Engine) -> Result<ExitCode, ProcError> {
-    let load =
-        |file: &Path| Proc::load(file, VrRoot::from_env(), variant).map(|proc| proc.with_engine(engine));
-    match command {
-        Command::Setup(File { file }) => {
-            let _lock = lock(file)?;
-            proc::setup(&load(file)?)?;
-        }
-        Command::Run { file: File { file }, log, log_max_bytes, log_backups, status_file } => {
-            let _lock = lock(file)?;
-            let log =
-                log.clone().map(|path| LogFile { path, max_bytes: *log_max_bytes, backups: *log_backups });
-            let options = RunOptions { log, status_file: status_file.clone() };
-            let end = proc::run(&load(file)?, &options)?;
-            return Ok(ExitCode::from(end.as_exit_code()));
-        }
-        Command::Uptest { file: File { file }, test_timeout } => {
-            let results = proc::uptest(&load(file)?, Duration::from_secs(*test_timeout))?;
-            let error = |source: io::Error| ProcError::Io {
-                step: "write to",
-                path: "standard output".into(),
-                source,
-            };
-            let line = serde_json::to_string(&results).map_err(|e| error(e.into()))?;
-            writeln!(io::stdout(), "{line}").map_err(error)?;
-        }
-        Command::Shell(File { file }) => {
-            return Ok(ExitCode::from(proc::shell(&load(file)?)?.as_exit_code()));
-        }
-        Command::Teardown(File { file }) => {
-            let _lock = lock(file)?;
-            proc::teardown_file(file, &VrRoot::from_env())?;
+/// Parses the arguments, carries them out, and says what came of it.
+pub fn main(name: &'static str, variant: Variant) -> ExitCode {
+    let started = Instant::now();
+    let matches = command(name, variant).try_get_matches();
+    let parsed = match matches.and_then(|matches| CommandLine::from_arg_matches(&matches)) {
+        Ok(parsed) => parsed,
+        Err(error) => return outcome::refuse(&error),
+    };
+    log::init_tool(&log::tool_default(parsed.quiet, parsed.verbose));
+    let mut call = Call { variant, engine: parsed.engine, proc: None };
+    let result = call.carry_out(&parsed.command);
+    let report = Report {
+        command: parsed.command.name(),
+        proc: call.proc.as_deref(),
+        took: started.elapsed(),
+        json: parsed.json,
+        quiet: parsed.quiet,
+    };
+    report.give(&result)
+}
+
+/// One command that is carried out.
+struct Call {
+    variant: Variant,
+    engine: Engine,
+    /// The name of the proc that it is about, once that is known.
+    proc: Option<String>,
+}
+
+impl Call {
+    fn load(&mut self, file: &Path) -> Result<Proc, ProcError> {
+        let proc = Proc::load(file, VrRoot::from_env(), self.variant)?.with_engine(self.engine);
+        self.proc = Some(proc.name().to_owned());
+        Ok(proc)
+    }
+
+    fn carry_out(&mut self, command: &Command) -> Result<Outcome, ProcError> {
+        match command {
+            Command::Setup(File { file }) => {
+                let _lock = lock(file)?;
+                let proc = self.load(file)?;
+                Ok(Outcome::SetUp { done: proc::setup(&proc)?, build_url: proc.data().build_url.clone() })
+            }
+            Command::Run { file: File { file }, log, log_max_bytes, log_backups, status_file } => {
+                let _lock = lock(file)?;
+                let log = log.clone().map(|path| LogFile {
+                    path,
+                    max_bytes: *log_max_bytes,
+                    backups: *log_backups,
+                });
+                let shares_output = log.is_none();
+                let options = RunOptions { log, status_file: status_file.clone() };
+                Ok(Outcome::Ran { end: proc::run(&self.load(file)?, &options)?, shares_output })
+            }
+            Command::Uptest { file: File { file }, test_timeout } => {
+                let limit = Duration::from_secs(*test_timeout);
+                Ok(Outcome::Tested(proc::uptest(&self.load(file)?, limit)?))
+            }
+            Command::Shell(File { file }) => Ok(Outcome::Looked(proc::shell(&self.load(file)?)?)),
+            Command::Teardown(File { file }) => {
+                let _lock = lock(file)?;
+                let done = proc::teardown_file(file, &VrRoot::from_env())?;
+                self.proc = Some(done.name.clone());
+                Ok(Outcome::TornDown(done))
+            }
+            Command::Cleanup { unused_for } => {
+                Ok(Outcome::CleanedUp(proc::clean_up(&VrRoot::from_env(), *unused_for)?))
+            }
         }
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn lock(file: &Path) -> Result<FileLock, LockError> {
@@ -148,6 +184,8 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        CommandLine::command().debug_assert();
+        for (name, variant) in [("vrun", Variant::AsTheFileSays), ("vrun_precise", Variant::HostFolders)] {
+            command(name, variant).debug_assert();
+        }
     }
 }

@@ -10,10 +10,11 @@ use rustix::io::Errno;
 use thiserror::Error;
 use vr_common::archive::{self, UnpackOptions, bytes_in};
 use vr_common::lock::{FileLock, LockError};
+use vr_common::log::DOING;
 use vr_common::paths::VrRoot;
 
 use crate::container::{ContainerError, empty_file_instead_of_link};
-use crate::tarballs::{self, TarballError};
+use crate::tarballs::{self, TarballError, Work};
 
 /// Says which tarball an image's `contents` were unpacked from.
 const MARK: &str = "contents.mark";
@@ -108,6 +109,16 @@ pub fn image_contents(
     url: &str,
     md5: Option<&str>,
 ) -> Result<PathBuf, ImageError> {
+    bring(root, name, url, md5).map(|(contents, _)| contents)
+}
+
+/// The same; says also what had to be done.
+pub(crate) fn bring(
+    root: &VrRoot,
+    name: &str,
+    url: &str,
+    md5: Option<&str>,
+) -> Result<(PathBuf, Work), ImageError> {
     let folder = root.image(name);
     let contents = folder.join("contents");
     let io_error = |action, path: &Path| {
@@ -120,27 +131,28 @@ pub fn image_contents(
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))
         .map_err(io_error("close to others", &folder))?;
     let _only_one = FileLock::wait(&folder.join(SETUP_LOCK), || {
-        tracing::info!(image = name, "waiting for another setup of the same image");
+        tracing::info!(target: DOING, "waiting for another setup of the image {name}");
     })?;
     let tarball = folder.join(tarballs::file_name(url).map_err(tarball_error)?);
-    let sum = tarballs::fetch_checked(url, &tarball, md5).map_err(tarball_error)?;
-    let mark = format!("md5 {sum}\n");
+    let fetched = tarballs::fetch_checked(url, &tarball, md5).map_err(tarball_error)?;
+    let mut work = Work { fetched: if fetched.downloaded { fetched.bytes } else { 0 }, unpacked: false };
+    let mark = format!("md5 {}\n", fetched.md5);
     let mark_file = folder.join(MARK);
     // Without a mark, whoever unpacked it was killed before saying from what.
     if !contents.is_dir() || !fs::read_to_string(&mark_file).is_ok_and(|old| old == mark) {
-        tracing::info!(tarball = %tarball.display(), "unpacking");
         remove_left_in(&folder)?;
         replace(&folder, &tarball).map_err(|error| match error {
             Failure::Image(error) => error,
             Failure::Tarball(error) => tarball_error(error),
         })?;
         fs::write(&mark_file, mark).map_err(io_error("write", &mark_file))?;
+        work.unpacked = true;
     }
     if let Some(held) = HeldImage::find(&contents)? {
         // Never let go of: whoever asked is about to use them, and gets only a path.
         Box::leak(Box::new(held));
     }
-    Ok(contents)
+    Ok((contents, work))
 }
 
 enum Failure {
@@ -163,8 +175,7 @@ fn replace(folder: &Path, tarball: &Path) -> Result<(), Failure> {
         .keep();
     let new = aside.join("contents");
     let make = || {
-        let unpacked = archive::unpack(tarball, &new, &UnpackOptions::image());
-        tarballs::discard_if_broken(tarball, unpacked).map_err(Failure::Tarball)?;
+        tarballs::unpack(tarball, &new, UnpackOptions::image()).map_err(Failure::Tarball)?;
         // A link there would lead to a file of a running system, such as systemd's, that no container has.
         empty_file_instead_of_link(&new, Path::new("etc/resolv.conf"))
             .map_err(|error| Failure::Image(error.into()))?;

@@ -6,10 +6,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
-use vr_common::archive::ArchiveError;
-use vr_common::fetch::{FetchError, FetchOptions, Progress, fetch_cached, without_credentials};
+use vr_common::archive::{self, ArchiveError, UnpackOptions};
+use vr_common::fetch::{FetchError, FetchOptions, Fetched, fetch_cached, without_credentials};
 use vr_common::lock::FileLock;
+use vr_common::log::DOING;
 use vr_common::proc_data::is_file_name;
+use vr_common::progress::Progress;
+
+use crate::job::size;
 
 /// Why a tarball is not there, or not unpacked.
 #[derive(Debug, Error)]
@@ -36,6 +40,15 @@ pub enum TarballError {
     },
 }
 
+/// What had to be done for what a tarball holds to be in place.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Work {
+    /// Bytes that were fetched; 0 when the tarball was there already.
+    pub fetched: u64,
+    /// Whether it was unpacked.
+    pub unpacked: bool,
+}
+
 /// What a URL's tarball is called: its last part.
 pub(crate) fn file_name(url: &str) -> Result<&str, TarballError> {
     let path = url.split(['?', '#']).next().unwrap_or_default();
@@ -47,26 +60,27 @@ pub(crate) fn file_name(url: &str) -> Result<&str, TarballError> {
     }
 }
 
-/// Fetches a tarball unless the right one is there; gives its md5 sum.
+/// Fetches a tarball unless the right one is there.
 ///
 /// With `md5`, the right one has that sum, whatever its URL. Without, it is the one that was fetched from this URL, or
 /// that somebody put there by hand: its name alone does not say enough.
-pub(crate) fn fetch_checked(url: &str, tarball: &Path, md5: Option<&str>) -> Result<String, TarballError> {
+pub(crate) fn fetch_checked(url: &str, tarball: &Path, md5: Option<&str>) -> Result<Fetched, TarballError> {
     let options = FetchOptions { progress: Progress::Bar, ..FetchOptions::with_md5(md5) };
-    Ok(fetch_cached(url, tarball, &options)?.md5)
+    Ok(fetch_cached(url, tarball, &options)?)
 }
 
-/// Passes on how an unpack went. A tarball that is none is removed, so that it is fetched again the next time.
-pub(crate) fn discard_if_broken<T>(
-    tarball: &Path,
-    unpacked: Result<T, ArchiveError>,
-) -> Result<T, TarballError> {
+/// Unpacks a tarball, and says so. One that is none is removed, so that it is fetched again the next time.
+pub(crate) fn unpack(tarball: &Path, into: &Path, options: UnpackOptions) -> Result<(), TarballError> {
+    let bytes = fs::metadata(tarball).map_or(0, |found| found.len());
+    tracing::info!(target: DOING, "unpacking {} ({})", tarball.display(), size(bytes));
+    let unpacked = archive::unpack(tarball, into, &UnpackOptions { progress: Progress::Bar, ..options });
     if matches!(unpacked, Err(ArchiveError::Corrupt { .. } | ArchiveError::UnknownCompression(_)))
         && let Err(error) = fs::remove_file(tarball)
     {
         tracing::warn!(tarball = %tarball.display(), %error, "cannot remove a broken tarball");
     }
-    Ok(unpacked?)
+    unpacked?;
+    Ok(())
 }
 
 /// Removes the parts of tarballs that killed fetches left in a folder; gives their names and sizes.

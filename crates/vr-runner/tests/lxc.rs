@@ -1,14 +1,18 @@
 //! The suite of real procs once more, with the engine `lxc`: each module here is a test binary of its own with the
 //! engine `own`, see `support::engine`. Needs root, LXC 4 or later, and what those need.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(clippy::duplicate_mod, reason = "each of the binaries has the shared part for itself")]
 
+#[path = "keys.rs"]
+mod keys;
 #[path = "limits.rs"]
 mod limits;
 #[path = "run.rs"]
 mod run;
 #[path = "setup.rs"]
 mod setup;
+mod support;
 #[path = "uptest.rs"]
 mod uptest;
 
@@ -17,7 +21,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use nix::sys::signal::Signal;
-use run::support::{World, finish, processes_with, text, until};
+use support::{World, finish, processes_with, text, until};
 use vr_common::host_api::RunStatus;
 
 /// A command in mounts of its own, after a shell script that changes them. Neither locks nor control groups of LXC are
@@ -94,7 +98,7 @@ fn a_killed_vrun_leaves_neither_lxc_nor_its_locks() {
         &pattern,
         "-o",
         "-name",
-        &format!("lxc.*{}*", run::support::NAME),
+        &format!("lxc.*{}*", support::NAME),
     ]);
     assert_eq!(text(&finish(find).stdout), "");
 }

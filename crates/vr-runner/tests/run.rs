@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-pub mod support;
+mod support;
 
 use std::fs;
 use std::io::Write as _;

@@ -4,6 +4,7 @@
 //! and acts; everything that happened becomes an event.
 
 pub mod api;
+pub mod cli;
 pub mod companions;
 pub mod conductor;
 pub mod events;

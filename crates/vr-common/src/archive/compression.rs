@@ -5,6 +5,7 @@ use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use super::ArchiveError;
+use crate::progress::{Meter, Metered, Progress};
 
 /// How a tarball is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +62,7 @@ impl Compression {
     }
 
     /// A decoder of everything in `file`, also when several compressed streams follow one another.
-    fn decoder(self, file: File) -> io::Result<Box<dyn Read + Send>> {
+    fn decoder(self, file: impl Read + Send + 'static) -> io::Result<Box<dyn Read + Send>> {
         let file = BufReader::with_capacity(BUFFER, file);
         Ok(match self {
             Self::None => Box::new(file),
@@ -77,13 +78,18 @@ impl Compression {
 ///
 /// How it is compressed is told by its extension, or by its first bytes when the extension says nothing.
 pub fn open_tarball(path: &Path) -> Result<Box<dyn Read + Send>, ArchiveError> {
-    open_known(path).map(|(_, reader)| reader)
+    open_known(path, &Progress::Quiet).map(|(_, reader)| reader)
 }
 
-pub(super) fn open_known(path: &Path) -> Result<(Compression, Box<dyn Read + Send>), ArchiveError> {
+/// The same; who is told how far it is, is told how much of the tarball is read.
+pub(super) fn open_known(
+    path: &Path,
+    progress: &Progress,
+) -> Result<(Compression, Box<dyn Read + Send>), ArchiveError> {
     let open_error = |source| ArchiveError::Open { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(open_error)?;
-    if !file.metadata().map_err(open_error)?.is_file() {
+    let metadata = file.metadata().map_err(open_error)?;
+    if !metadata.is_file() {
         return Err(open_error(io::Error::other("it is not a file")));
     }
     let compression = match Compression::from_name(path) {
@@ -96,6 +102,7 @@ pub(super) fn open_known(path: &Path) -> Result<(Compression, Box<dyn Read + Sen
                 .ok_or_else(|| ArchiveError::UnknownCompression(path.to_owned()))?
         }
     };
-    let decoder = compression.decoder(file).map_err(open_error)?;
+    let meter = Meter::start(progress, &path.to_string_lossy(), Some(metadata.len()));
+    let decoder = compression.decoder(Metered::new(file, meter)).map_err(open_error)?;
     Ok((compression, decoder))
 }

@@ -5,7 +5,7 @@ use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::fetch::md5_file;
 use crate::lock::FileLock;
+use crate::progress::Progress;
 
 /// One entry of an archive, with the name and target byte for byte as given.
 struct Entry<'a> {
@@ -421,6 +422,28 @@ fn broken_bytes_are_noticed_in_every_compression() {
         bytes[middle] ^= 0x55;
         fs::write(&tarball, &bytes).unwrap();
         assert_eq!(unpack(&tarball, &out.path().join("flipped"), &mine()).unwrap_err().to_string(), expected);
+    }
+}
+
+#[test]
+fn progress_counts_the_tarball_from_its_first_byte_to_its_last() {
+    let place = tempfile::tempdir().unwrap();
+    let source = place.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("file"), random_bytes(500_000)).unwrap();
+    for name in ["x.tar", "x.tar.gz", "x.tar.zst"] {
+        let tarball = place.path().join(name);
+        pack(&source, &tarball, &PackOptions::build()).unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let for_callback = Arc::clone(&seen);
+        let progress = Progress::Callback(Arc::new(move |bytes, total| {
+            for_callback.lock().unwrap().push((bytes, total));
+        }));
+        unpack(&tarball, &place.path().join("into"), &UnpackOptions { progress, ..mine() }).unwrap();
+        let size = fs::metadata(&tarball).unwrap().len();
+        let seen = seen.lock().unwrap();
+        assert_eq!(seen.first(), Some(&(0, Some(size))), "{name}");
+        assert_eq!(seen.last(), Some(&(size, Some(size))), "{name}");
     }
 }
 

@@ -27,6 +27,8 @@ use super::remove::{remove_tree, remove_unfinished};
 use super::{ArchiveError, TarballKind, xattrs};
 use crate::fetch::aside::{folder_of, hidden_sibling, sync_folder, unfinished_sibling};
 use crate::lock::FileLock;
+use crate::log::DOING;
+use crate::progress::Progress;
 
 /// Bytes that are copied at once.
 const CHUNK: usize = 128 * 1024;
@@ -84,6 +86,8 @@ pub struct UnpackOptions {
     /// The most memory for the names and attributes of folders, which are kept until the end, in bytes
     /// (default 512 MiB; real archives need a few).
     pub max_folder_memory: usize,
+    /// Who is told how much of the tarball is read.
+    pub progress: Progress,
 }
 
 impl UnpackOptions {
@@ -98,6 +102,7 @@ impl UnpackOptions {
             max_entries: 2_000_000,
             max_path: 4096,
             max_folder_memory: 512 << 20,
+            progress: Progress::Quiet,
         }
     }
 
@@ -124,7 +129,7 @@ pub struct UnpackSummary {
 /// the folder is in any state; see [`unpack_atomically`]. Errors: the archive cannot be read, is truncated, has an
 /// entry that would end up outside of the folder or that goes through a symbolic link, or exceeds a limit.
 pub fn unpack(tarball: &Path, into: &Path, options: &UnpackOptions) -> Result<UnpackSummary, ArchiveError> {
-    let (compression, reader) = open_known(tarball)?;
+    let (compression, reader) = open_known(tarball, &options.progress)?;
     let reader =
         ReadAhead::start(reader).map_err(|source| ArchiveError::Open { path: tarball.to_owned(), source })?;
     let make_error = |source| ArchiveError::Place { action: "make", path: into.to_owned(), source };
@@ -162,7 +167,7 @@ pub fn unpack_atomically(
     fs::create_dir_all(folder_of(final_dir)).map_err(|e| place_error("make the folder of", e))?;
     let lock_path = hidden_sibling(final_dir, "lock").map_err(|e| place_error("lock", e))?;
     let _only_one = FileLock::wait(&lock_path, || {
-        tracing::info!(folder = %final_dir.display(), "waiting for another process that unpacks to the same place");
+        tracing::info!(target: DOING, "waiting for another process that unpacks to {}", final_dir.display());
     })?;
     remove_unfinished(final_dir).map_err(|e| place_error("remove what is left of", e))?;
     if final_dir.is_dir() {

@@ -8,8 +8,8 @@ use ureq::{Agent, Body};
 use url::Url;
 
 use super::aside::AsideFile;
-use super::progress::Meter;
 use super::{CopyFailure, Failure, FetchError, FetchOptions, TransferError, copy_hashed};
+use crate::progress::Meter;
 
 /// The longest header of an answer, in bytes.
 const MAX_HEADER: usize = 64 * 1024;

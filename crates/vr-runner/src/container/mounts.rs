@@ -107,7 +107,31 @@ pub(super) fn copy_with_owners(
     flags: Flags,
     owners: Owners<'_>,
 ) -> Result<OwnedFd, Trouble> {
-    let tree = open_copy(path, recursive)?;
+    set_owners(open_copy(path, recursive)?, path, recursive, flags, owners)
+}
+
+/// As [`copy_with_owners`] of what a handle is on, with all that is mounted below it. `path` is for messages.
+pub(super) fn copy_of_handle(
+    handle: impl AsFd,
+    path: &Path,
+    flags: Flags,
+    owners: Owners<'_>,
+) -> Result<OwnedFd, Trouble> {
+    let how = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(handle, c"", how).map_err(explain(format_args!("mount {}", path.display())))?;
+    set_owners(tree, path, true, flags, owners)
+}
+
+fn set_owners(
+    tree: OwnedFd,
+    path: &Path,
+    recursive: bool,
+    flags: Flags,
+    owners: Owners<'_>,
+) -> Result<OwnedFd, Trouble> {
     match sys::set_mount_attributes(&tree, u64::from(flags.0.bits()), recursive, owners) {
         Ok(()) => Ok(tree),
         Err(error) if owners.is_some() => Err(Trouble::NoIdentities(explain(format_args!(

@@ -3,12 +3,16 @@
 //! Every path here is resolved by the kernel with the root as its `/` (`openat2`, `RESOLVE_IN_ROOT`): links are
 //! followed as the container would follow them, and nothing outside is ever reached.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2, unlinkat};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2, readlinkat, unlinkat,
+};
 use rustix::io::Errno;
 
 use super::ContainerError;
@@ -83,6 +87,54 @@ pub fn read_beneath(root: &Path, path: &Path, limit: u64) -> Result<Option<Vec<u
 pub(super) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// Device and inode of a file or folder.
+pub(super) type Id = (u64, u64);
+
+/// A handle on a file or folder of the host, given by an absolute path. Links are followed, but not in or below one of the
+/// folders `theirs`: those are a container's own, which could have put the links there.
+pub(super) fn open_of_host(path: &Path, theirs: &[Id]) -> io::Result<OwnedFd> {
+    /// The kernel's own limit.
+    const MOST_LINKS: usize = 40;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let top = || rustix::fs::open("/", flags, Mode::empty());
+    let parts = |path: &Path| -> Vec<OsString> {
+        let names = path.components().filter_map(|part| match part {
+            Component::Normal(name) => Some(name.to_owned()),
+            Component::ParentDir => Some("..".into()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+        });
+        names.collect()
+    };
+    let mut left: Vec<OsString> = parts(path);
+    left.reverse();
+    let (mut here, mut in_theirs, mut links) = (top()?, false, 0);
+    while let Some(name) = left.pop() {
+        let found = openat(&here, &name, flags, Mode::empty())?;
+        let stat = fstat(&found)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+            in_theirs |= theirs.contains(&(stat.st_dev, stat.st_ino));
+            here = found;
+            continue;
+        }
+        if in_theirs {
+            return Err(io::Error::other(format!(
+                "{} is a link in a folder that the container itself may write to",
+                name.display()
+            )));
+        }
+        links += 1;
+        if links > MOST_LINKS {
+            return Err(Errno::LOOP.into());
+        }
+        let target = PathBuf::from(OsString::from_vec(readlinkat(&found, "", Vec::new())?.into_bytes()));
+        if target.is_absolute() {
+            here = top()?;
+        }
+        left.extend(parts(&target).into_iter().rev());
+    }
+    Ok(here)
 }
 
 /// A handle on the folder or file at `path` inside `root`, made together with its parents when missing.
@@ -183,7 +235,7 @@ fn is_link(root: impl AsFd, path: &Path, links: Links) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{MetadataExt, symlink};
 
     use super::*;
 
@@ -230,6 +282,38 @@ mod tests {
         let fd = open_directory(root.path()).unwrap();
         make_file_place_instead_of_link(&fd, Path::new("/etc/resolv.conf"), Links::Inside).unwrap();
         assert!(root.path().join("etc/resolv.conf").symlink_metadata().unwrap().is_file());
+    }
+
+    #[test]
+    fn links_of_the_host_are_followed_and_those_of_a_container_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let id = |path: &Path| {
+            let found = std::fs::metadata(path).unwrap();
+            (found.dev(), found.ino())
+        };
+        std::fs::create_dir_all(dir.join("theirs/deep")).unwrap();
+        std::fs::create_dir(dir.join("secret")).unwrap();
+        symlink(dir.join("theirs"), dir.join("absolute")).unwrap();
+        symlink("absolute/../theirs/deep", dir.join("relative")).unwrap();
+        symlink(dir.join("secret"), dir.join("theirs/link")).unwrap();
+        symlink("../../secret", dir.join("theirs/deep/link")).unwrap();
+        let theirs = [id(&dir.join("theirs"))];
+        for (name, end) in
+            [("theirs", "theirs"), ("absolute/deep", "theirs/deep"), ("relative", "theirs/deep")]
+        {
+            let found = fstat(open_of_host(&dir.join(name), &theirs).unwrap()).unwrap();
+            assert_eq!((found.st_dev, found.st_ino), id(&dir.join(end)), "{name}");
+        }
+        for name in ["theirs/link", "absolute/link", "relative/link", "theirs/deep/../link"] {
+            let error = open_of_host(&dir.join(name), &theirs).unwrap_err().to_string();
+            assert!(error.starts_with("link is a link in a folder that the container"), "{name}: {error}");
+            let found = fstat(open_of_host(&dir.join(name), &[]).unwrap()).unwrap();
+            assert_eq!((found.st_dev, found.st_ino), id(&dir.join("secret")), "{name}");
+        }
+        symlink("round", dir.join("round")).unwrap();
+        assert!(open_of_host(&dir.join("round"), &[]).is_err());
+        assert!(open_of_host(&dir.join("missing"), &[]).is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
@@ -12,10 +13,12 @@ use rustix::io::Errno;
 
 use super::identities::Identities;
 use super::mounts::{
-    Flags, Owners, Step, Trouble, attach, copy_at, copy_of, copy_with_owners, enter, explain, make_private,
-    new_file_system, set_flags,
+    Flags, Owners, Step, Trouble, attach, copy_at, copy_of, copy_of_handle, copy_with_owners, enter, explain,
+    make_private, new_file_system, set_flags,
 };
-use super::place::{Kind, Links, make_file_place_instead_of_link, make_place, open_directory};
+use super::place::{
+    Id, Kind, Links, make_file_place_instead_of_link, make_place, open_directory, open_of_host,
+};
 use super::{BindMount, ContainerSpec, RootFs, System};
 
 /// The host's folders that [`System::OfHost`] shows; those that a host does not have are left out.
@@ -26,8 +29,9 @@ const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 pub(super) const READ_ONLY: [&str; 8] =
     ["asound", "bus", "dynamic_debug", "fs", "irq", "mtrr", "sys", "sysrq-trigger"];
 /// Parts of `/proc` through which root could learn about the host: empty.
-pub(super) const HIDDEN: [&str; 13] = [
+pub(super) const HIDDEN: [&str; 14] = [
     "acpi",
+    "interrupts",
     "kcore",
     "keys",
     "kpagecgroup",
@@ -42,7 +46,9 @@ pub(super) const HIDDEN: [&str; 13] = [
     "vmcore",
 ];
 /// The same of `/sys`, which is read-only as a whole.
-pub(super) const HIDDEN_IN_SYS: [&str; 1] = ["firmware"];
+pub(super) const HIDDEN_IN_SYS: [&str; 2] = ["devices/virtual/powercap", "firmware"];
+/// And where it is the host's own with all that is mounted there.
+const HIDDEN_IN_SYS_OF_HOST: [&str; 3] = ["fs/cgroup", "kernel/debug", "kernel/tracing"];
 
 /// A root in the making, with what decides how.
 struct Builder<'a> {
@@ -254,7 +260,9 @@ impl Builder<'_> {
         }
         let mut nothing = None;
         let hidden = HIDDEN.iter().map(|name| (&kernel.proc, name));
-        for (file_system, name) in hidden.chain(HIDDEN_IN_SYS.iter().map(|name| (&kernel.sys, name))) {
+        let of_host: &[&str] = if self.identities.is_one_user() { &HIDDEN_IN_SYS_OF_HOST } else { &[] };
+        let hidden_in_sys = HIDDEN_IN_SYS.iter().chain(of_host).map(|name| (&kernel.sys, name));
+        for (file_system, name) in hidden.chain(hidden_in_sys) {
             hide(file_system, name, &mut nothing)?;
         }
         Ok(kernel)
@@ -340,9 +348,21 @@ impl Builder<'_> {
             io::ErrorKind::NotFound => format!("cannot {}: {} does not exist", cannot(), source.display()),
             _ => explain(cannot())(error),
         })?;
+        let theirs = match self.links() {
+            Links::Inside => self.writable_folders(),
+            Links::Anywhere => Vec::new(),
+        };
+        let handle = open_of_host(source, &theirs).map_err(explain(cannot()))?;
         let kind = if found.is_dir() { Kind::Directory } else { Kind::File };
         let flags = if *read_only { self.plain().read_only() } else { self.plain() };
-        Ok((copy_with_owners(source, true, flags, self.owners)?, kind))
+        Ok((copy_of_handle(handle, source, flags, self.owners)?, kind))
+    }
+
+    /// The folders of the host that the container may write to, and so could have before it was started again.
+    fn writable_folders(&self) -> Vec<Id> {
+        let writable = self.spec.mounts.iter().filter(|mount| !mount.read_only);
+        let found = writable.filter_map(|mount| fs::metadata(&mount.source).ok());
+        found.map(|found| (found.dev(), found.ino())).collect()
     }
 
     fn bind(

@@ -96,7 +96,7 @@ impl Container {
         let mut identities = Identities::preferred(&spec);
         let mut running = loop {
             match attempt(&spec, &identities, filter.as_ref(), output.is_some())? {
-                Attempt::Runs(running) => break running,
+                Attempt::Runs(running) => break *running,
                 Attempt::NoIdentities(reason) => {
                     let Some(next) = identities.next_best() else {
                         return Err(ContainerError::Setup { name: spec.name, message: reason });
@@ -120,7 +120,7 @@ impl Container {
 /// What became of a start.
 enum Attempt {
     /// The program runs.
-    Runs(Running),
+    Runs(Box<Running>),
     /// The user namespace cannot be had for this container; why not. Nothing is left.
     NoIdentities(String),
 }
@@ -178,7 +178,7 @@ fn attempt(
     };
     match running.until_started(&ours)? {
         Some(reason) => Ok(Attempt::NoIdentities(reason)),
-        None => Ok(Attempt::Runs(running)),
+        None => Ok(Attempt::Runs(Box::new(running))),
     }
 }
 

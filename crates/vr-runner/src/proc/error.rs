@@ -200,6 +200,12 @@ impl ProcError {
             Self::Container(ContainerError::NoController { .. } | ContainerError::Cgroup { .. }) => Some(
                 "limits need control groups mounted and writable; without limits in its file the proc runs",
             ),
+            Self::Io { source, .. } | Self::Image(ImageError::Io { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied
+                    && !rustix::process::geteuid().is_root() =>
+            {
+                Some("without root, set VR_ROOT to a folder of yours, such as ~/apps")
+            }
             _ => None,
         }
     }

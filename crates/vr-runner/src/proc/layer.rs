@@ -13,12 +13,13 @@ use rustix::fs::{Timespec, Timestamps, UTIME_NOW, futimens, syncfs};
 use vr_common::archive::{self, UnpackOptions};
 use vr_common::fetch::known_md5;
 use vr_common::lock::{FileLock, LockError};
+use vr_common::log::DOING;
 use vr_common::paths::VrRoot;
 use vr_common::proc_data::is_file_name;
 
 use super::ProcError;
 use super::files::make_folder;
-use crate::tarballs;
+use crate::tarballs::{self, Work};
 
 /// The finished layer.
 const LAYER: &str = "layer";
@@ -47,6 +48,7 @@ pub(super) struct Owner {
 pub(super) struct HeldLayer {
     key: String,
     folder: PathBuf,
+    work: Work,
     _lock: FileLock,
 }
 
@@ -59,10 +61,7 @@ impl HeldLayer {
         let folder = folder_of_all(root).join(key);
         let lock = loop {
             let lock = match FileLock::shared(&folder, || {
-                tracing::info!(
-                    build = key,
-                    "waiting for another command that unpacks or removes the same build"
-                );
+                tracing::info!(target: DOING, "waiting for another command that unpacks or removes the build");
             }) {
                 Err(LockError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                     return Ok(None);
@@ -78,12 +77,17 @@ impl HeldLayer {
             return Ok(None);
         }
         touch(lock.file(), &folder)?;
-        Ok(Some(Self { key: key.to_owned(), folder, _lock: lock }))
+        Ok(Some(Self { key: key.to_owned(), folder, work: Work::default(), _lock: lock }))
     }
 
     /// Its name among all of them.
     pub fn key(&self) -> &str {
         &self.key
+    }
+
+    /// What had to be done to bring it into place.
+    pub fn work(&self) -> Work {
+        self.work
     }
 
     /// The folder with `app` in it.
@@ -124,7 +128,7 @@ pub(super) fn bring(
     // Another proc's build may have the same file name and another sum. Until this one is unpacked, it must not take
     // the tarball's place.
     let _only_one = FileLock::wait(&root.builds().join(format!(".{name}.setup.lock")), || {
-        tracing::info!(tarball = name, "waiting for another setup with a tarball of the same name");
+        tracing::info!(target: DOING, "waiting for another setup with a tarball called {name}");
     })?;
     // Whoever was waited for may have done all the work.
     if let Some(md5) = md5
@@ -132,30 +136,32 @@ pub(super) fn bring(
     {
         return Ok(held);
     }
-    let key = key(&tarballs::fetch_checked(url, &tarball, md5)?);
+    let fetched = tarballs::fetch_checked(url, &tarball, md5)?;
+    let mut work = Work { fetched: if fetched.downloaded { fetched.bytes } else { 0 }, unpacked: false };
+    let key = key(&fetched.md5);
     loop {
         if let Some(held) = HeldLayer::find(root, &key)? {
-            return Ok(held);
+            return Ok(HeldLayer { work, ..held });
         }
-        unpack(root, &key, &tarball, owner)?;
+        work.unpacked |= unpack(root, &key, &tarball, owner)?;
     }
 }
 
-/// Makes a layer, if nobody else does meanwhile.
-fn unpack(root: &VrRoot, key: &str, tarball: &Path, owner: Owner) -> Result<(), ProcError> {
+/// Makes a layer, unless somebody else does meanwhile; says whether it did.
+fn unpack(root: &VrRoot, key: &str, tarball: &Path, owner: Owner) -> Result<bool, ProcError> {
     let folder = folder_of_all(root).join(key);
     make_folder(&folder, 0o700)?;
     let _alone = match FileLock::wait_for_existing(&folder, || {
-        tracing::info!(build = key, "waiting for another command that unpacks or removes the same build");
+        tracing::info!(target: DOING, "waiting for another command that unpacks or removes the build");
     }) {
         Ok(lock) if lock.is_on(&folder) => lock,
-        Ok(_) => return Ok(()),
-        Err(LockError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Ok(_) => return Ok(false),
+        Err(LockError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error.into()),
     };
     let layer = folder.join(LAYER);
     if layer.is_dir() {
-        return Ok(());
+        return Ok(false);
     }
     let unfinished = folder.join(UNFINISHED);
     let io_error = |step, path: &Path| {
@@ -163,11 +169,10 @@ fn unpack(root: &VrRoot, key: &str, tarball: &Path, owner: Owner) -> Result<(), 
         move |source| ProcError::Io { step, path, source }
     };
     archive::remove_tree(&unfinished).map_err(io_error("remove", &unfinished))?;
-    tracing::info!(tarball = %tarball.display(), "unpacking");
     let make = || -> Result<(), ProcError> {
         make_folder(&unfinished, 0o755)?;
         let options = UnpackOptions::build(owner.uid, owner.gid);
-        tarballs::discard_if_broken(tarball, archive::unpack(tarball, &unfinished.join("app"), &options))?;
+        tarballs::unpack(tarball, &unfinished.join("app"), options)?;
         let opened = File::open(&folder).map_err(io_error("open", &folder))?;
         syncfs(&opened).map_err(|e| io_error("write to disk", &folder)(e.into()))?;
         fs::rename(&unfinished, &layer).map_err(io_error("put into place", &layer))?;
@@ -183,7 +188,7 @@ fn unpack(root: &VrRoot, key: &str, tarball: &Path, owner: Owner) -> Result<(), 
             }
         }
     }
-    made
+    made.map(|()| true)
 }
 
 /// Says that a build was used until now, though it is not any more.

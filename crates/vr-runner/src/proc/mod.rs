@@ -37,10 +37,10 @@ use crate::users;
 
 pub use clean_up::{CleanedUp, Removed, RemovedKind, clean_up};
 pub use error::ProcError;
-pub use run::{LogFile, RunOptions, run};
-pub use setup::setup;
+pub use run::{LogFile, RunEnd, RunOptions, run};
+pub use setup::{SetUp, setup};
 pub use shell::shell;
-pub use teardown::{teardown, teardown_file};
+pub use teardown::{TornDown, teardown_file};
 pub use uptest::uptest;
 
 use record::Record;
@@ -62,6 +62,8 @@ pub struct Proc {
     root: VrRoot,
     /// The unpacked image, for a proc that has one.
     image: Option<PathBuf>,
+    /// `app_folder` as an absolute path, but with the links that it may have. `data` has where it led when it was read.
+    app_folder: Option<PathBuf>,
     engine: Engine,
 }
 
@@ -69,6 +71,7 @@ impl Proc {
     /// Reads a `proc.yaml`; the file may have any name.
     pub fn load(file: &Path, root: VrRoot, variant: Variant) -> Result<Self, ProcError> {
         let mut data = ProcData::load(file)?;
+        let app_folder = data.app_folder.as_ref().and_then(|folder| std::path::absolute(folder).ok());
         if let Some(folder) = &mut data.app_folder {
             let real = fs::canonicalize(&*folder).ok().filter(|real| real.is_dir());
             *folder =
@@ -81,7 +84,7 @@ impl Proc {
             }
             _ => None,
         };
-        Ok(Self { data, name, root, image, engine: Engine::Own })
+        Ok(Self { data, name, root, image, app_folder, engine: Engine::Own })
     }
 
     /// The same, with its containers made by another engine.
@@ -205,7 +208,7 @@ impl Proc {
     ) -> Result<ContainerSpec, ProcError> {
         let name = format!("{}{suffix}", self.name);
         let mut mounts = Vec::new();
-        if let Some(folder) = &self.data.app_folder {
+        if let Some(folder) = &self.app_folder {
             mounts.push(BindMount { source: folder.clone(), target: "/app".into(), read_only: false });
         }
         for volume in self.data.volumes.iter().flatten() {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use vr_common::log::DOING;
 
 use super::files::{Access, Durable, write_file};
 use super::status::stat_of;
@@ -45,7 +46,7 @@ pub(super) fn wait_until_gone(folder: &Path) -> Result<(), ProcError> {
         Ok(stat) if stat.name == INIT && stat.start_ticks.to_string() == ticks => {}
         _ => return Ok(()),
     }
-    tracing::info!(process = number, "waiting for the end of the last container");
+    tracing::info!(target: DOING, "waiting for the end of the last container (process {number})");
     let deadline = Instant::now() + PATIENCE;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

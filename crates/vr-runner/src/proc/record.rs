@@ -95,16 +95,19 @@ impl Record {
         }
     }
 
-    /// Sees to it that a container's root, or the folder above it, has the texts as setup wrote them.
-    pub fn put_texts(&self, root: &Path) -> Result<(), ProcError> {
+    /// Sees to it that a container's root, or the folder above it, has the texts as setup wrote them. Says whether one
+    /// had to be written.
+    pub fn put_texts(&self, root: &Path) -> Result<bool, ProcError> {
+        let mut wrote = false;
         for Text { name, mode, group, content } in &self.texts {
             let access = Access { mode: *mode, group: *group };
             if !holds(root, name, content.as_bytes(), access) {
                 // Should the power fail now, the next command writes it again.
                 write_file(root, name, content.as_bytes(), access, Durable::No)?;
+                wrote = true;
             }
         }
-        Ok(())
+        Ok(wrote)
     }
 }
 
@@ -125,7 +128,8 @@ mod tests {
         assert_eq!(read.credentials(), user);
         let path = dir.path().join("proc.sh");
         for _ in 0..2 {
-            record.put_texts(dir.path()).unwrap();
+            assert!(record.put_texts(dir.path()).unwrap());
+            assert!(!record.put_texts(dir.path()).unwrap());
             assert_eq!(fs::read_to_string(&path).unwrap(), "#!/bin/sh\n");
             fs::write(&path, "#!/bin/no").unwrap();
         }

@@ -43,9 +43,19 @@ pub struct RunOptions {
     pub status_file: Option<PathBuf>,
 }
 
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunEnd {
+    /// How the app's program ended.
+    pub status: ExitStatus,
+    /// When the kernel killed a process of the app for want of memory: what to say of it, such as
+    /// `killed: out of memory (limit 64M)`.
+    pub out_of_memory: Option<String>,
+}
+
 /// Runs a proc to its end and returns how it ended. TERM and INT are passed on; the second one, or the end of the
 /// grace period, kills the container.
-pub fn run(proc: &Proc, options: &RunOptions) -> Result<ExitStatus, ProcError> {
+pub fn run(proc: &Proc, options: &RunOptions) -> Result<RunEnd, ProcError> {
     let _lock = match proc.lock_folder() {
         Err(ProcError::Lock(LockError::Io { source, .. })) if source.kind() == io::ErrorKind::NotFound => {
             return Err(ProcError::NotSetUp { name: proc.name.clone() });
@@ -96,7 +106,7 @@ pub fn run(proc: &Proc, options: &RunOptions) -> Result<ExitStatus, ProcError> {
             if let Err(error) = write_status(&status::ended(news, end, running.out_of_memory())) {
                 tracing::error!(error = exit::chain(&error), "the end of the run is not in the status file");
             }
-            Ok(end)
+            Ok(RunEnd { status: end, out_of_memory: running.out_of_memory().map(str::to_owned) })
         }
         Err(error) => {
             // Whoever looks for the reason looks in the log, too.

@@ -16,8 +16,9 @@ use super::layer::{self, HeldLayer, Owner};
 use super::record::{Record, Text};
 use super::{Proc, ProcError, lxc, script};
 use crate::container::{Credentials, clear_left_groups, read_beneath};
-use crate::image::image_contents;
+use crate::image;
 use crate::tarballs;
+use crate::tarballs::Work;
 
 /// Says which tarball `rootfs/app` was unpacked from, and for whom, in procs that were set up when builds were not
 /// shared yet.
@@ -26,8 +27,23 @@ const OLD_BUILD_MARK: &str = "build.mark";
 const OLD_LEFTOVERS: [&str; 2] = ["build", ".build."];
 const LONGEST_PROCFILE: u64 = 1 << 20;
 
+/// Where everything of a proc is, and what it took to get it there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetUp {
+    /// The proc's own folder.
+    pub folder: PathBuf,
+    /// The contents of its image; none when it has the host's system folders.
+    pub image: Option<PathBuf>,
+    /// The unpacked build that lies under its root; none when it has no build, or a copy of its own.
+    pub layer: Option<PathBuf>,
+    /// How much was fetched this time, in bytes.
+    pub fetched_bytes: u64,
+    /// Whether anything had to be done; not so when all was in place already.
+    pub changed: bool,
+}
+
 /// Sets a proc up, or repairs it. The proc must not be running.
-pub fn setup(proc: &Proc) -> Result<(), ProcError> {
+pub fn setup(proc: &Proc) -> Result<SetUp, ProcError> {
     for volume in proc.data.volumes.iter().flatten() {
         if !volume.host_dir.exists() {
             return Err(ProcError::NoVolume { host_dir: volume.host_dir.clone() });
@@ -35,7 +51,7 @@ pub fn setup(proc: &Proc) -> Result<(), ProcError> {
     }
     // Bad ones are refused here and not first when the proc is to run.
     proc.limits()?;
-    set_image_up(proc)?;
+    let image_work = set_image_up(proc)?;
     let folder = proc.folder();
     let io_error = |step| {
         let path = folder.clone();
@@ -56,20 +72,30 @@ pub fn setup(proc: &Proc) -> Result<(), ProcError> {
     // Held until the record says that this proc uses it.
     let layer = set_build_up(proc, &user, before.as_ref())?;
     let record = record(proc, &user, layer.as_ref())?;
-    record.put_texts(&proc.rootfs())?;
+    let mut changed = record.put_texts(&proc.rootfs())?;
     if !Record::read(&folder).is_ok_and(|there| there.as_ref() == Some(&record)) {
         record.write(&folder)?;
+        changed = true;
     }
-    lxc::write(proc, &record)
+    lxc::write(proc, &record)?;
+    let build_work = layer.as_ref().map(HeldLayer::work).unwrap_or_default();
+    Ok(SetUp {
+        folder,
+        image: proc.image.clone(),
+        layer: layer.as_ref().map(HeldLayer::path),
+        fetched_bytes: image_work.fetched + build_work.fetched,
+        changed: changed || [image_work, build_work].iter().any(|work| work.unpacked || work.fetched > 0),
+    })
 }
 
-fn set_image_up(proc: &Proc) -> Result<(), ProcError> {
+fn set_image_up(proc: &Proc) -> Result<Work, ProcError> {
     if proc.image.is_some()
         && let (Some(url), Some(name)) = (&proc.data.image_url, &proc.data.image_name)
     {
-        image_contents(&proc.root, name, url, proc.data.image_md5.as_deref())?;
+        let (_, work) = image::bring(&proc.root, name, url, proc.data.image_md5.as_deref())?;
+        return Ok(work);
     }
-    Ok(())
+    Ok(Work::default())
 }
 
 /// Brings the build into place, and removes what the app wrote over another one. What it wrote over this one stays.

@@ -1,7 +1,7 @@
 //! `teardown`: everything of a proc removed from the host, but for tarballs, builds and images that others may share.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use vr_common::archive::remove_tree;
@@ -10,28 +10,31 @@ use vr_common::lock::LockError;
 use vr_common::paths::VrRoot;
 
 use super::record::Record;
-use super::{Proc, ProcError, clean_up, layer, lock_folder, name};
+use super::{ProcError, clean_up, layer, lock_folder, name};
 use crate::container::clear_left_groups;
 
 /// How long an unpacked build is kept for a proc to come, such as the next release of the same version.
 const KEEP_BUILDS_FOR: Duration = Duration::from_secs(24 * 3600);
 
-/// Removes a proc's folder; one that is gone already is no error. The proc must not be running.
-pub fn teardown(proc: &Proc) -> Result<(), ProcError> {
-    remove(&proc.root, &proc.name).map(drop)
+/// What a teardown did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TornDown {
+    /// The proc's name.
+    pub name: String,
+    /// The folder that it had.
+    pub folder: PathBuf,
+    /// Whether there was anything to remove.
+    pub removed: bool,
 }
 
-/// The same for the proc of a file. Only the keys that its name is made of have to make sense. Says whether there was
-/// anything to remove.
-pub fn teardown_file(file: &Path, root: &VrRoot) -> Result<bool, ProcError> {
-    remove(root, &name::read(file)?)
-}
-
-fn remove(root: &VrRoot, name: &str) -> Result<bool, ProcError> {
-    let folder = root.proc_dir(name);
+/// Removes the folder of a file's proc; one that is gone already is no error. The proc must not be running. Only the keys
+/// that its name is made of have to make sense.
+pub fn teardown_file(file: &Path, root: &VrRoot) -> Result<TornDown, ProcError> {
+    let name = name::read(file)?;
+    let folder = root.proc_dir(&name);
     let lock = match lock_folder(&folder) {
         Err(ProcError::Lock(LockError::Io { source, .. })) if source.kind() == io::ErrorKind::NotFound => {
-            return Ok(false);
+            return Ok(TornDown { name, folder, removed: false });
         }
         taken => taken?,
     };
@@ -42,7 +45,7 @@ fn remove(root: &VrRoot, name: &str) -> Result<bool, ProcError> {
     remove_tree(&folder).map_err(|source| ProcError::Io { step: "remove", path: folder.clone(), source })?;
     drop(lock);
     tidy(root);
-    Ok(true)
+    Ok(TornDown { name, folder, removed: true })
 }
 
 /// Now and then somebody has to; that it cannot be done is no reason for a teardown to fail.

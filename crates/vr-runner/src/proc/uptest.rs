@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use vr_common::host_api::UptestResult;
+use vr_common::log::DOING;
 
 use super::record::Record;
 use super::root::{View, root};
@@ -27,6 +28,7 @@ pub fn uptest(proc: &Proc, limit: Duration) -> Result<Vec<UptestResult>, ProcErr
     let folder = format!("uptests/{proc_name}");
     let mut results = Vec::new();
     for test in tests(proc, &record, &folder)? {
+        tracing::info!(target: DOING, "running the uptest {}", test.name.display());
         results.push(run_one(proc, &record, &folder, &test, limit)?);
     }
     Ok(results)

@@ -98,8 +98,8 @@ impl Defence {
             CgroupNamespace => cgroup_namespace,
             OwnProgramStaysOutside => own_program_stays_outside,
             OwnFiles => {
-                let victim = scene.path("victim");
-                scene.spec.mounts.push(BindMount { source: victim.clone(), target: victim, read_only: true });
+                let (source, target) = (scene.outside.clone(), scene.outside.clone());
+                scene.spec.mounts.push(BindMount { source, target, read_only: true });
                 return;
             }
             OwnRoot => {
@@ -112,6 +112,7 @@ impl Defence {
                 return;
             }
             ReadOnly => {
+                scene.spec.read_only = false;
                 for mount in &mut scene.spec.mounts {
                     mount.read_only = false;
                 }

@@ -27,22 +27,26 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
 use vr_common::process::command;
+use vr_runner::container::Engine;
 
-use attempts::{ATTEMPTS, Attempt, Case};
+use attempts::{Attempt, Case};
 use defences::Defence;
 use scene::{HOST_KEY, HOST_VARIABLE, Scene, USER, Who};
 
+/// What makes the containers. All of them have to withstand all attempts.
+const ENGINES: [Engine; 1] = [Engine::Own];
+
 /// The first argument of the process that is the "host".
 const HOST: &str = "--as-the-host";
-/// The first argument of a process that makes one container; the attempt, the attacker and the defences that are off
-/// follow.
+/// The first argument of a process that makes one container; the attempt, the attacker, the engine and the
+/// defences that are off follow.
 const ONE: &str = "--one";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["/proc/self/exe", ..] => be_the_shell(),
-        [_, ONE, attempt, who, ref off @ ..] => answer(attempt, who, off),
+        [_, ONE, attempt, who, engine, ref off @ ..] => answer(attempt, who, engine, off),
         [_, HOST, ref wanted @ ..] => be_the_host(wanted),
         [_, ref options @ ..] if options.contains(&"--list") => {
             for name in names() {
@@ -56,7 +60,7 @@ fn main() -> ExitCode {
 }
 
 fn names() -> impl Iterator<Item = &'static str> {
-    ATTEMPTS.iter().map(|attempt| attempt.name).chain(setup::TESTS.iter().map(|(name, _)| *name))
+    attempts::all().map(|attempt| attempt.name).chain(setup::TESTS.iter().map(|(name, _)| *name))
 }
 
 /// Waits until something holds, at most half a minute.
@@ -97,14 +101,19 @@ fn be_the_host(wanted: &[&str]) -> ExitCode {
     let nothing = None::<&str>;
     mount(nothing, "/", nothing, MsFlags::MS_PRIVATE | MsFlags::MS_REC, nothing).unwrap();
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), nothing).unwrap();
+    mount(Some("none"), "/dev/shm", Some("tmpfs"), MsFlags::empty(), Some("mode=1777")).unwrap();
     let loopback = "my $up = pack('a16 s x22', 'lo', 1); \
         socket(my $socket, 2, 2, 0); ioctl($socket, 0x8914, $up) or die $!";
     assert!(command("/usr/bin/perl").args(["-e", loopback]).status().unwrap().success());
     let copy = Copy::new();
+    let shifted = numbers_are_shifted();
+    if !shifted {
+        println!("no idmapped mounts here: not shown what the user namespace stops alone");
+    }
     let mut failed = Vec::new();
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|part| name.contains(part));
-    for attempt in ATTEMPTS.iter().filter(|attempt| is_wanted(attempt.name)) {
-        match catch_unwind(AssertUnwindSafe(|| check(attempt, &copy))) {
+    for attempt in attempts::all().filter(|attempt| is_wanted(attempt.name)) {
+        match catch_unwind(AssertUnwindSafe(|| check(attempt, &copy, shifted))) {
             Ok(remark) => println!("test {} ... ok{remark}", attempt.name),
             Err(_) => {
                 println!("test {} ... FAILED", attempt.name);
@@ -159,26 +168,40 @@ impl Copy {
     }
 }
 
+/// Whether the users of a container have other numbers on the "host". Without idmapped mounts they have the same, and a
+/// user namespace stops less.
+fn numbers_are_shifted() -> bool {
+    let outcome = Scene::new(Who::Root, r#"print file("/proc/self/uid_map");"#).run(&[]);
+    assert!(outcome.not_started.is_none(), "{:?}", outcome.not_started);
+    let mut words = outcome.output.split_whitespace();
+    words.next() == Some("0") && words.next() != Some("0")
+}
+
 /// Makes one attempt in all ways; gives a remark.
-fn check(attempt: &Attempt, copy: &Copy) -> String {
+fn check(attempt: &Attempt, copy: &Copy, shifted: bool) -> String {
     let missing = (attempt.lacks)();
-    for Case { who, stopped_by, alone } in attempt.cases {
+    for (engine, Case { who, stopped_by, alone }) in
+        ENGINES.iter().flat_map(|engine| attempt.cases.iter().map(move |case| (*engine, case)))
+    {
         let report = |off: &[Defence], verdict: &Verdict| {
-            format!("{} by {} without {off:?}:\n{}", attempt.name, who.name(), verdict.details)
+            let (name, who) = (attempt.name, who.name());
+            format!("{name} by {who} in a container of {engine:?} without {off:?}:\n{}", verdict.details)
         };
-        let verdict = make(attempt, *who, &[], copy);
-        assert!(!verdict.escaped, "ESCAPED: {}", report(&[], &verdict));
-        assert!(verdict.ran || attempt.at_start, "it was not even tried: {}", report(&[], &verdict));
+        let stopped = |off: &[Defence], words: &str| {
+            let verdict = make(attempt, *who, engine, off, copy);
+            assert!(!verdict.escaped, "{words}: {}", report(off, &verdict));
+            assert!(verdict.ran || attempt.at_start, "it was not even tried: {}", report(off, &verdict));
+        };
+        stopped(&[], "ESCAPED");
         if missing.is_some() || stopped_by.is_empty() {
             continue;
         }
-        let verdict = make(attempt, *who, stopped_by, copy);
+        let verdict = make(attempt, *who, engine, stopped_by, copy);
         assert!(verdict.escaped, "something else stops it: {}", report(stopped_by, &verdict));
-        for defence in alone.iter().filter(|_| stopped_by.len() > 1) {
+        let is_shown = |defence: &&Defence| shifted || **defence != Defence::UserNamespace;
+        for defence in alone.iter().filter(|_| stopped_by.len() > 1).filter(is_shown) {
             let off: Vec<_> = stopped_by.iter().copied().filter(|other| other != defence).collect();
-            let verdict = make(attempt, *who, &off, copy);
-            assert!(!verdict.escaped, "{defence:?} alone does not stop it: {}", report(&off, &verdict));
-            assert!(verdict.ran || attempt.at_start, "it was not even tried: {}", report(&off, &verdict));
+            stopped(&off, &format!("{defence:?} alone does not stop it"));
         }
     }
     missing.map_or(String::new(), |thing| format!(" (but not shown to work: no {thing} here)"))
@@ -192,16 +215,17 @@ struct Verdict {
     details: String,
 }
 
-fn make(attempt: &Attempt, who: Who, off: &[Defence], copy: &Copy) -> Verdict {
+fn make(attempt: &Attempt, who: Who, engine: Engine, off: &[Defence], copy: &Copy) -> Verdict {
     match who == Who::Rootless || attempt.in_copy {
-        true if attempt.in_copy => ask(attempt, who, off, &Copy::belonging_to(who)),
-        true => ask(attempt, who, off, copy),
-        false => make_here(attempt, who, off),
+        true if attempt.in_copy => ask(attempt, who, engine, off, &Copy::belonging_to(who)),
+        true => ask(attempt, who, engine, off, copy),
+        false => make_here(attempt, who, engine, off),
     }
 }
 
-fn make_here(attempt: &Attempt, who: Who, off: &[Defence]) -> Verdict {
+fn make_here(attempt: &Attempt, who: Who, engine: Engine, off: &[Defence]) -> Verdict {
     let mut scene = Scene::new(who, attempt.script);
+    scene.spec.engine = engine;
     let evidence = (attempt.arrange)(&mut scene);
     let off: Vec<_> = off.iter().chain(attempt.beneath).copied().collect();
     let outcome = scene.run(&off);
@@ -212,12 +236,12 @@ fn make_here(attempt: &Attempt, who: Who, off: &[Defence]) -> Verdict {
 }
 
 /// Has another process make the attempt: a copy of this one, as an ordinary user if need be.
-fn ask(attempt: &Attempt, who: Who, off: &[Defence], copy: &Copy) -> Verdict {
+fn ask(attempt: &Attempt, who: Who, engine: Engine, off: &[Defence], copy: &Copy) -> Verdict {
     let mut other = command(copy.program());
-    other.args([ONE, attempt.name, who.name()]).args(off.iter().map(|defence| defence.name()));
-    other.env("TMPDIR", copy.dir.path().join("folder")).current_dir("/");
+    other.args([ONE, attempt.name, who.name(), &format!("{engine:?}")]);
+    other.args(off.iter().map(|defence| defence.name())).current_dir("/");
     if who == Who::Rootless {
-        other.uid(USER.0).gid(USER.1);
+        other.uid(USER.0).gid(USER.1).env("TMPDIR", copy.dir.path().join("folder"));
     } else {
         other.env("TMPDIR", copy.dir.path());
     }
@@ -234,12 +258,13 @@ fn ask(attempt: &Attempt, who: Who, off: &[Defence], copy: &Copy) -> Verdict {
 }
 
 /// The other side of [`ask`].
-fn answer(attempt: &str, who: &str, off: &[&str]) -> ExitCode {
-    let attempt = ATTEMPTS.iter().find(|other| other.name == attempt).unwrap();
+fn answer(attempt: &str, who: &str, engine: &str, off: &[&str]) -> ExitCode {
+    let attempt = attempts::all().find(|other| other.name == attempt).unwrap();
     let who = Who::ALL.into_iter().find(|other| other.name() == who).unwrap();
+    let engine = ENGINES.into_iter().find(|other| format!("{other:?}") == engine).unwrap();
     let off: Vec<_> =
         Defence::ALL.into_iter().filter(|defence| off.contains(&defence.name().as_str())).collect();
-    let Verdict { escaped, ran, details } = make_here(attempt, who, &off);
+    let Verdict { escaped, ran, details } = make_here(attempt, who, engine, &off);
     let words = [(escaped, "escaped"), (ran, "ran")];
     let words: Vec<_> = words.iter().filter(|(holds, _)| *holds).map(|(_, word)| *word).collect();
     println!("{}\n{details}", words.join(" "));
@@ -257,4 +282,3 @@ fn be_the_shell() -> ExitCode {
         Err(_) => ExitCode::FAILURE,
     }
 }
-

@@ -60,6 +60,8 @@ pub struct Scene {
     /// For the attack.
     pub variables: BTreeMap<String, String>,
     pub spec: ContainerSpec,
+    /// What is seen when not only what is mounted is there.
+    pub outside: PathBuf,
     /// The attack runs in a folder that it was only put into with `chroot`, and in no container.
     pub plain_chroot: bool,
     pub stdin: Option<OwnedFd>,
@@ -105,11 +107,13 @@ impl Scene {
         fs::write(dir.path().join("victim/secret"), &secret).unwrap();
         let root = RootFs::Directory(dir.path().join("root"));
         let program = Program::new("/usr/bin/perl", ["-e", &whole(script)]);
-        let mut spec = ContainerSpec { system: System::OfHost, ..ContainerSpec::new("escape", root, program) };
+        let mut spec =
+            ContainerSpec { system: System::OfHost, ..ContainerSpec::new("escape", root, program) };
         if who == Who::User {
             spec.user = Credentials { uid: USER.0, gid: USER.1, groups: Vec::new() };
         }
         let mut scene = Self {
+            outside: dir.path().join("victim"),
             dir,
             who,
             secret,

@@ -27,6 +27,7 @@ pub const TESTS: &[Test] = &[
     ("links_that_come_and_go_lead_no_setup_out", links_that_come_and_go_lead_no_setup_out),
     ("builds_hold_no_devices", builds_hold_no_devices),
     ("builds_hold_no_set_user_id_programs", builds_hold_no_set_user_id_programs),
+    ("builds_are_not_unpacked_through_links", builds_are_not_unpacked_through_links),
     ("images_hold_no_devices_and_no_rights", images_hold_no_devices_and_no_rights),
 ];
 
@@ -87,7 +88,17 @@ fn volumes_do_not_cover_what_protects_the_host() {
         scene.run(&[]).not_started
     };
     assert_eq!(start(None), None);
-    for target in ["/", "/proc", "/proc/sys", "/proc/sys/kernel", "/proc/1", "/sys", "/sys/kernel", "../proc", "../../.."] {
+    for target in [
+        "/",
+        "/proc",
+        "/proc/sys",
+        "/proc/sys/kernel",
+        "/proc/1",
+        "/sys",
+        "/sys/kernel",
+        "../proc",
+        "../../..",
+    ] {
         let refused = start(Some(target)).unwrap_or_else(|| panic!("ESCAPED: a volume is on {target}"));
         assert!(refused.contains("leads to"), "{target}: {refused}");
     }
@@ -107,7 +118,8 @@ fn links_that_come_and_go_lead_no_container_out() {
             scene.volume("volume", "/data/place", false);
             let mut swappers = Vec::new();
             for name in ["tmp", "var", "data"] {
-                let (real, link) = (scene.path("root").join(name), scene.path("root").join(format!("{name}-link")));
+                let (real, link) =
+                    (scene.path("root").join(name), scene.path("root").join(format!("{name}-link")));
                 fs::create_dir(&real).unwrap();
                 symlink(victim.path(), &link).unwrap();
                 swappers.push(Swapper::start(&real, &link));
@@ -212,6 +224,8 @@ fn links_that_come_and_go_lead_no_setup_out() {
         world.write_yaml();
         // As the app left it.
         for name in ["app/folder", "app/second"] {
+            // A link may have stayed there.
+            vr_common::archive::remove_tree(&rootfs.join(name)).unwrap();
             fs::create_dir_all(rootfs.join(name)).unwrap();
             for number in 0..50 {
                 fs::write(rootfs.join(format!("{name}/{number}")), "").unwrap();
@@ -272,7 +286,8 @@ fn special_files(folder: &Path) -> Vec<String> {
 
 fn node(path: &Path) {
     let device = rustix::fs::makedev(1, 3);
-    rustix::fs::mknodat(rustix::fs::CWD, path, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, path, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device)
+        .unwrap();
 }
 
 fn give_rights(path: &Path) {
@@ -324,4 +339,35 @@ fn images_hold_no_devices_and_no_rights() {
     // An image keeps the bits, which its folder keeps from the host's users, and its mount from the container.
     assert_eq!(special_files(&world.root()), ["touch"]);
     assert_eq!(careless(&world.path().join("image.tar")), ["node", "touch"]);
+}
+
+fn builds_are_not_unpacked_through_links() {
+    let world = World::new("true");
+    world.pack();
+    let victim = Victim::new();
+    let before = victim.look();
+    // A link, and then files in the folder that it leads to.
+    let (link, folder) = (world.path().join("link"), world.path().join("folder"));
+    for path in [&link, &folder, &folder.join("way")] {
+        fs::create_dir(path).unwrap();
+    }
+    symlink(victim.path(), link.join("way")).unwrap();
+    fs::write(folder.join("way/file"), "escaped").unwrap();
+    let tarball = world.path().join("build.tar");
+    let mut pack = command("tar");
+    pack.arg("-cf").arg(&tarball).arg("-C").arg(world.path().join("app")).arg(".");
+    pack.arg("-C").arg(&link).arg("way").arg("-C").arg(&folder).arg("way/file");
+    assert!(pack.status().unwrap().success());
+    let text = fs::read_to_string(world.file()).unwrap().replace("build.tar.gz", "build.tar");
+    fs::write(world.file(), text).unwrap();
+    for verb in ["setup", "run", "teardown"] {
+        world.vrun(verb);
+        assert_eq!(victim.look(), before, "ESCAPED: {verb}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut careless = command("tar");
+    careless.arg("-C").arg(dir.path()).arg("-xPf").arg(&tarball);
+    careless.arg("--keep-directory-symlink");
+    assert!(careless.status().unwrap().success());
+    assert_ne!(victim.look(), before);
 }

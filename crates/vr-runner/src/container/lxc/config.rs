@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::init::short_host_name;
 use super::super::place::Kind;
-use super::super::{Capabilities, ContainerSpec, Network, RootFs, Streams};
+use super::super::{Capabilities, ContainerSpec, Limits, Network, RootFs, Size, Streams};
 
 /// What of the text depends on more than the description: on what the root looks like now, and on who starts LXC.
 #[derive(Debug, Default)]
@@ -24,8 +24,19 @@ pub(super) struct Layout {
     pub program: PathBuf,
     /// The file of the system call policy.
     pub policy: PathBuf,
+    /// Where LXC is to keep the limits; nowhere when they are kept already.
+    pub limits: Option<Hierarchy>,
     /// Further keys and values.
     pub further: Vec<(&'static str, PathBuf)>,
+}
+
+/// The version of the kernel's control groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hierarchy {
+    /// Each controller in a hierarchy of its own, or some of them.
+    One,
+    /// All in one.
+    Two,
 }
 
 /// A file or folder of the host that the container sees.
@@ -140,10 +151,48 @@ pub(super) fn text(spec: &ContainerSpec, layout: &Layout) -> Result<Vec<u8>, Str
         text.add("lxc.seccomp.profile", &layout.policy)?;
     }
     text.add("lxc.keyring.session", if hardening.new_keyring { "1" } else { "0" })?;
+    if let Some(hierarchy) = layout.limits {
+        limits(&mut text, &spec.limits, hierarchy)?;
+    }
     for (key, value) in &layout.further {
         text.add(key, value)?;
     }
     Ok(text.0)
+}
+
+fn limits(text: &mut Text, limits: &Limits, hierarchy: Hierarchy) -> Result<(), String> {
+    /// How often processor time is handed out anew, in microseconds.
+    const PERIOD: u64 = 100_000;
+    let (memory, both) =
+        (limits.memory.as_ref().map(Size::bytes), limits.memory_and_swap.as_ref().map(Size::bytes));
+    let alone = memory.or(both);
+    let quota = limits.cpu_thousandths.map(|share| u64::from(share) * PERIOD / 1000);
+    let values = match hierarchy {
+        Hierarchy::One => [
+            ("memory.limit_in_bytes", alone.map(|bytes| bytes.to_string())),
+            ("memory.memsw.limit_in_bytes", both.map(|bytes| bytes.to_string())),
+            ("cpu.cfs_period_us", quota.map(|_| PERIOD.to_string())),
+            ("cpu.cfs_quota_us", quota.map(|quota| quota.to_string())),
+            ("pids.max", limits.processes.map(|most| most.to_string())),
+        ],
+        Hierarchy::Two => [
+            ("memory.max", alone.map(|bytes| bytes.to_string())),
+            ("memory.swap.max", both.map(|both| both.saturating_sub(alone.unwrap_or(both)).to_string())),
+            ("cpu.max", quota.map(|quota| format!("{quota} {PERIOD}"))),
+            ("pids.max", limits.processes.map(|most| most.to_string())),
+            ("", None),
+        ],
+    };
+    let prefix = match hierarchy {
+        Hierarchy::One => "lxc.cgroup",
+        Hierarchy::Two => "lxc.cgroup2",
+    };
+    for (key, value) in values {
+        if let Some(value) = value {
+            text.add(&format!("{prefix}.{key}"), value)?;
+        }
+    }
+    Ok(())
 }
 
 fn mounts(text: &mut Text, spec: &ContainerSpec, layout: &Layout) -> Result<(), String> {
@@ -292,6 +341,14 @@ mod tests {
     }
 
     #[test]
+    fn both_engines_leave_root_the_same() {
+        use rustix::thread::CapabilitySet;
+        let set: CapabilitySet =
+            USUAL.iter().map(|name| CapabilitySet::from_name(&name.to_uppercase()).unwrap()).collect();
+        assert_eq!(set, super::super::super::capabilities::USUAL);
+    }
+
+    #[test]
     fn root_keeps_the_usual_capabilities_and_nothing_else() {
         let mut spec = spec();
         spec.user = Credentials::ROOT;
@@ -359,6 +416,37 @@ mod tests {
         must_have(&lines, &wanted);
         let place = |wanted: &str| lines.iter().position(|line| line == wanted).unwrap();
         assert!(wanted.map(place).is_sorted());
+    }
+
+    #[test]
+    fn limits_are_lxcs_only_when_nobody_else_keeps_them() {
+        let mut spec = spec();
+        spec.limits = Limits {
+            memory: Some("1M".parse().unwrap()),
+            memory_and_swap: Some("3M".parse().unwrap()),
+            processes: Some(7),
+            cpu_thousandths: Some(500),
+        };
+        assert!(!lines(&spec, &layout()).iter().any(|line| line.contains("cgroup")));
+        let of = |hierarchy| lines(&spec, &Layout { limits: Some(hierarchy), ..layout() });
+        must_have(
+            &of(Hierarchy::One),
+            &[
+                "lxc.cgroup.memory.limit_in_bytes = 1048576",
+                "lxc.cgroup.memory.memsw.limit_in_bytes = 3145728",
+                "lxc.cgroup.cpu.cfs_quota_us = 50000",
+                "lxc.cgroup.pids.max = 7",
+            ],
+        );
+        must_have(
+            &of(Hierarchy::Two),
+            &[
+                "lxc.cgroup2.memory.max = 1048576",
+                "lxc.cgroup2.memory.swap.max = 2097152",
+                "lxc.cgroup2.cpu.max = 50000 100000",
+                "lxc.cgroup2.pids.max = 7",
+            ],
+        );
     }
 
     #[test]

@@ -61,6 +61,7 @@ impl Prepared {
             hidden: hidden.chain(hidden_in_sys).collect(),
             program: self.program,
             policy,
+            limits: None,
             further: Vec::new(),
         }
     }

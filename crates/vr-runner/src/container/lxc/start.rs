@@ -23,7 +23,7 @@ use super::super::mounts::{Flags, Step, explain, new_file_system};
 use super::super::running::{START_SECONDS, give_output, timespec};
 use super::super::sys::{self, Cloned};
 use super::super::{ContainerError, ContainerSpec, Hardening, Program, Running, Streams, seccomp};
-use super::config;
+use super::config::{self, Hierarchy};
 use super::groups::Groups;
 use super::init::{Lines as InitLines, be_init};
 use super::launcher::{self, Home, Launch, Lines, be_launcher, make_home_place};
@@ -66,7 +66,11 @@ pub fn write_config(spec: &ContainerSpec, config: &Path, policy: &Path) -> Resul
     let failed = |message: String| ContainerError::Setup { name: spec.name.clone(), message };
     let prepared = prepare(spec).map_err(failed)?;
     let root = config::root_for_lxc(&spec.root).map_err(failed)?;
-    let layout = prepared.layout(root, policy.to_owned(), |_, bind| bind.source.clone());
+    let mut layout = prepared.layout(root, policy.to_owned(), |_, bind| bind.source.clone());
+    layout.limits = Some(match Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        true => Hierarchy::Two,
+        false => Hierarchy::One,
+    });
     let text = config::text(spec, &layout).map_err(failed)?;
     for (path, content) in [(policy, seccomp::policy().as_bytes()), (config, &*text)] {
         replace(path, content).map_err(explain(format_args!("write {}", path.display()))).map_err(failed)?;

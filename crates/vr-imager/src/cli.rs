@@ -1,0 +1,158 @@
+//! The command line of `vimage`.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use serde_json::json;
+use vr_common::image_data::ImageData;
+use vr_common::paths::VrRoot;
+use vr_common::{exit, log};
+use vr_runner::job::{Steps, size};
+
+use crate::{Format, ImageOptions, ImageSummary, ImagerError, build, shell};
+
+/// Makes an OS image: runs a script as root in a container over a base image, and packs the result.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vimage",
+    version,
+    after_help = "Examples:
+  vimage build my_image.yaml
+  vimage build my_image.yaml --output /srv/images --format zst
+  vimage shell my_image.yaml
+
+Exit codes: 0 done, 2 bad input, 4 the script failed, 5 a limit was hit, 1 other failures"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make the image: leaves its tarball, its log and a YAML file with its md5 sum in the output folder
+    Build {
+        #[command(flatten)]
+        common: Common,
+        /// The folder for the three files, made when it is missing
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        output: PathBuf,
+        /// How the tarball is compressed
+        #[arg(long, value_enum, default_value_t = FormatName::Gz)]
+        format: FormatName,
+        /// Print the result, or the failure, as one line of JSON at the end of standard output
+        #[arg(long)]
+        json: bool,
+    },
+    /// Open a shell in the container, with the script in its place
+    Shell {
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// The image.yaml
+    file: PathBuf,
+    /// How long the script may run
+    #[arg(long, value_name = "TIME", default_value = "2h", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    /// Say nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+    /// Stop when the program that started this one ends
+    #[arg(long, hide = true)]
+    die_with_parent: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum FormatName {
+    Gz,
+    Zst,
+}
+
+impl Common {
+    fn options(&self, output: &Path, format: FormatName) -> ImageOptions {
+        ImageOptions {
+            root: VrRoot::from_env(),
+            output: output.to_owned(),
+            format: match format {
+                FormatName::Gz => Format::Gzip,
+                FormatName::Zst => Format::Zstd,
+            },
+            timeout: self.timeout,
+            quiet: self.quiet,
+            die_with_parent: self.die_with_parent,
+        }
+    }
+}
+
+/// The arguments, for their parser, completions and manual pages.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
+/// Parses the arguments, carries them out, and says what came of it.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let (Command::Build { common, .. } | Command::Shell { common }) = &arguments.command;
+    log::init_tool(&log::tool_default(common.quiet, 0));
+    match &arguments.command {
+        Command::Build { common, output, format, json } => {
+            let options = common.options(output, *format);
+            let result = load(&common.file).and_then(|data| build(&data, &options));
+            if *json {
+                print_json(&result);
+            }
+            match result {
+                Ok(summary) => {
+                    if !common.quiet {
+                        summarise(&summary);
+                    }
+                    ExitCode::SUCCESS
+                }
+                Err(error) => fail(&error),
+            }
+        }
+        Command::Shell { common } => {
+            let options = common.options(Path::new("."), FormatName::Gz);
+            match load(&common.file).and_then(|data| shell(&data, &options)) {
+                Ok(status) => ExitCode::from(status.as_exit_code()),
+                Err(error) => fail(&error),
+            }
+        }
+    }
+}
+
+fn load(file: &Path) -> Result<ImageData, ImagerError> {
+    Ok(ImageData::load(file)?)
+}
+
+fn fail(error: &ImagerError) -> ExitCode {
+    exit::report(error, error.hint().as_deref(), error.exit_code())
+}
+
+fn print_json(result: &Result<ImageSummary, ImagerError>) {
+    let line = match result {
+        Ok(summary) => json!({ "ok": true, "image": summary }),
+        Err(error) => json!({ "ok": false, "exit_code": error.exit_code(), "error": exit::chain(error) }),
+    };
+    // Nobody may be reading any more, which changes nothing of the result.
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+fn summarise(summary: &ImageSummary) {
+    Steps::table(&summary.steps, summary.seconds);
+    eprintln!(
+        "vimage: {} is made: {} ({}, {} entries, md5 {})",
+        summary.image_name,
+        summary.tarball.display(),
+        size(summary.bytes),
+        summary.entries,
+        summary.image_md5,
+    );
+}

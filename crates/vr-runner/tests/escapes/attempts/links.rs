@@ -1,0 +1,116 @@
+//! Links of the app's, met while the container is made.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use super::*;
+
+pub const ATTEMPTS: &[Attempt] = &[
+    Attempt {
+        name: "lead_tmp_out_of_the_root",
+        at_start: true,
+        cases: &[root(&[LinksStayInside])],
+        arrange: |scene| hostile_link(scene, "tmp", ""),
+        ..PLAIN
+    },
+    Attempt {
+        name: "lead_var_out_of_the_root",
+        at_start: true,
+        cases: &[root(&[LinksStayInside])],
+        arrange: |scene| hostile_link(scene, "var", ""),
+        ..PLAIN
+    },
+    Attempt {
+        name: "lead_etc_out_of_the_root",
+        at_start: true,
+        cases: &[root(&[LinksStayInside])],
+        arrange: |scene| {
+            own_system(scene);
+            hostile_link(scene, "etc", "")
+        },
+        ..PLAIN
+    },
+    Attempt {
+        name: "lead_the_place_of_a_volume_out_of_the_root",
+        at_start: true,
+        cases: &[root(&[LinksStayInside])],
+        arrange: |scene| {
+            fs::create_dir(scene.path("volume")).unwrap();
+            scene.volume("volume", "/data/deep/place", false);
+            hostile_link(scene, "data", "")
+        },
+        ..PLAIN
+    },
+    Attempt {
+        name: "lead_the_place_of_a_volume_out_by_dots",
+        at_start: true,
+        cases: &[root(&[LinksStayInside])],
+        arrange: |scene| {
+            fs::create_dir(scene.path("volume")).unwrap();
+            scene.volume("volume", "/data/place", false);
+            symlink("../victim", scene.path("root/data")).unwrap();
+            changes(scene, "victim")
+        },
+        ..PLAIN
+    },
+    Attempt {
+        name: "lead_the_place_of_a_volume_out_of_another_volume",
+        at_start: true,
+        cases: &[root(&[LinksStayInside])],
+        arrange: |scene| {
+            fs::create_dir(scene.path("volume")).unwrap();
+            fs::create_dir(scene.path("inner")).unwrap();
+            symlink(scene.path("victim"), scene.path("volume/link")).unwrap();
+            scene.volume("volume", "/data", false);
+            scene.volume("inner", "/data/link/place", false);
+            changes(scene, "victim")
+        },
+        ..PLAIN
+    },
+    Attempt {
+        name: "lead_the_source_of_a_volume_out_of_another_volume",
+        at_start: true,
+        cases: &[root(&[LinksStayInside]), user(&[LinksStayInside]), rootless(&[LinksStayInside])],
+        arrange: |scene| {
+            // The app sees the folder that holds the other volume's, and may put what it likes in its place.
+            fs::create_dir(scene.path("volume")).unwrap();
+            symlink(scene.path("victim"), scene.path("volume/inner")).unwrap();
+            scene.volume("volume", "/data", false);
+            scene.volume("volume/inner", "/inner", false);
+            says_secret()
+        },
+        script: r#"print file("/inner/secret");"#,
+        ..PLAIN
+    },
+    Attempt {
+        name: "leave_a_program_with_roots_rights_on_the_host",
+        cases: &[root(&[Seccomp])],
+        arrange: |scene| {
+            scene.volume("out", "/out", false);
+            Box::new(|scene, _| {
+                fs::read_dir(scene.path("out")).unwrap().any(|entry| {
+                    let found = entry.unwrap().metadata().unwrap();
+                    println!("{:o} {}", found.mode(), found.uid());
+                    found.uid() == 0 && found.mode() & 0o6000 != 0
+                })
+            })
+        },
+        script: r#"
+            sysopen(my $one, "/out/one", 0x41, 06755);
+            sysopen(my $two, "/out/two", 0x41, 0755);
+            chmod 06755, "/out/two";
+            sysopen(my $three, "/out/three", 0x41, 0755);
+            call("fchmod", fileno $three, 06755);
+            system "cp", "/usr/bin/id", "/out/four";
+            chmod 04755, "/out/four";"#,
+        ..PLAIN
+    },
+];
+
+/// A link of the app's that leads to the victims.
+fn hostile_link(scene: &mut Scene, name: &str, below: &str) -> Evidence {
+    let link = scene.path("root").join(name);
+    fs::create_dir_all(link.parent().unwrap()).unwrap();
+    symlink(scene.path("victim").join(below), link).unwrap();
+    changes(scene, "victim")
+}
