@@ -1,7 +1,8 @@
-//! The project's own commands: `cargo xtask demo`, `cargo xtask test` and `cargo xtask bench`.
+//! The project's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench` and `cargo xtask dist`.
 
 mod bench;
 mod demo;
+mod dist;
 mod steps;
 mod test;
 
@@ -30,6 +31,8 @@ enum Command {
     /// Measure, and say which marks were reached.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Build what is installed: the programs, their manual pages and completions, and the sums of all.
+    Dist(dist::Dist),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Command::Demo { keep } => demo::run(keep),
         Command::Test => test::run(),
         Command::Bench(what) => bench::run(&what),
+        Command::Dist(what) => dist::run(&what),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

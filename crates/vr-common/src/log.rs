@@ -5,10 +5,13 @@ use std::fmt;
 use std::io::{self, IsTerminal};
 
 use tracing::{Event, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::{Format, Full, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 /// The target of messages that say what a program is doing, such as `fetching …`. Tools show them to people at a
 /// terminal as they are, without a level.
@@ -26,13 +29,21 @@ pub fn init_service(default: &str) {
 
 /// For a tool that people call: `RUST_LOG`, else `default` (such as `warn`), without times and modules.
 pub fn init_tool(default: &str) {
-    tracing_subscriber::fmt()
-        .with_env_filter(filter(default))
+    let layer = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(colours())
-        .log_internal_errors(false)
         .event_format(ToolFormat(Format::default().with_target(false).without_time()))
-        .init();
+        .log_internal_errors(false);
+    let registry = tracing_subscriber::registry();
+    match std::env::var(EnvFilter::DEFAULT_ENV) {
+        Ok(_) => registry.with(layer.with_filter(filter(default))).init(),
+        // A tool may start many times a second, and the filter above takes its time to be made.
+        Err(_) => registry.with(layer.with_filter(plain_filter(default))).init(),
+    }
+}
+
+fn plain_filter(default: &str) -> Targets {
+    default.parse().unwrap_or_else(|_| Targets::new().with_default(LevelFilter::WARN))
 }
 
 /// The default of a tool with `-q` and `-v`: warnings and errors, and what it is doing when somebody sits in front of
@@ -106,12 +117,12 @@ mod tests {
     fn said(quiet: bool, verbose: u8, terminal: bool) -> String {
         let lines = Lines::default();
         let writer = lines.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_env_filter(EnvFilter::new(level(quiet, verbose, terminal)))
+        let layer = tracing_subscriber::fmt::layer()
             .with_writer(move || writer.clone())
             .with_ansi(false)
             .event_format(ToolFormat(Format::default().with_target(false).without_time()))
-            .finish();
+            .with_filter(plain_filter(&level(quiet, verbose, terminal)));
+        let subscriber = tracing_subscriber::registry().with(layer);
         tracing::subscriber::with_default(subscriber, || {
             tracing::error!("an error");
             tracing::warn!(number = 1, "a warning");

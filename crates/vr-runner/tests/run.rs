@@ -305,6 +305,24 @@ fn volumes_are_writable_unless_they_say_otherwise() {
 }
 
 #[test]
+fn a_link_in_one_volume_does_not_lead_another_one_elsewhere() {
+    let world = World::new("mv /data/inner /data/was && ln -s /etc /data/inner && echo done; ls /inner");
+    let inner = world.path().join("data/inner");
+    fs::create_dir_all(&inner).unwrap();
+    for folder in [inner.as_path(), inner.parent().unwrap()] {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let path = world.path().display().to_string();
+    let volumes = format!("volumes: [[{path}/data, /data], [{path}/data/inner, /inner]]");
+    let world = world.yaml(&volumes).ready();
+    assert_eq!(said(&world), "done\n");
+    let again = world.vrun("run");
+    assert_eq!((again.status.code(), text(&again.stdout).as_str()), (Some(1), ""));
+    let error = text(&again.stderr);
+    assert!(error.contains("inner is a link in a folder that the container itself may write to"), "{error}");
+}
+
+#[test]
 fn the_log_moves_on_and_the_status_file_tells_of_begin_and_end() {
     let world = World::new("echo out; echo err >&2; echo ready; sleep $SECS; exit 4")
         .yaml("env: {SECS: '1000'}")

@@ -40,6 +40,13 @@ impl From<String> for Trouble {
     }
 }
 
+impl From<Trouble> for String {
+    fn from(trouble: Trouble) -> Self {
+        let (Trouble::Failed(words) | Trouble::NoIdentities(words)) = trouble;
+        words
+    }
+}
+
 /// The user namespace whose numbers the owners of files are shown with; none to leave them as they are.
 pub(super) type Owners<'a> = Option<BorrowedFd<'a>>;
 

@@ -67,7 +67,8 @@ pub(super) fn build(
     let builder = Builder { spec, identities, owners };
     // Whatever the container is to see of the host is taken before anything is put anywhere, so that a link in one
     // place cannot change what another one shows.
-    let volumes = spec.mounts.iter().map(|mount| builder.volume(mount)).collect::<Result<Vec<_>, _>>()?;
+    let volumes =
+        spec.mounts.iter().map(|mount| volume(spec, mount, owners)).collect::<Result<Vec<_>, _>>()?;
     let root = builder.base()?;
     // `/var/run` of every distribution is a link to it; without it, nothing could be mounted there.
     builder.place(&root, "run", Kind::Directory)?;
@@ -110,14 +111,56 @@ fn open(path: &Path) -> Step<OwnedFd> {
     open_directory(path).map_err(explain(format_args!("open the folder {}", path.display())))
 }
 
+fn links(spec: &ContainerSpec) -> Links {
+    if spec.hardening.links_stay_inside { Links::Inside } else { Links::Anywhere }
+}
+
+/// Flags of what the root is made of and of the host's files in it.
+pub(super) fn plain(spec: &ContainerSpec) -> Flags {
+    if spec.hardening.no_devices_or_setuid { Flags::PLAIN } else { Flags::ANYTHING }
+}
+
+/// The tree of the host that a mount is to show.
+pub(super) fn volume(
+    spec: &ContainerSpec,
+    mount: &BindMount,
+    owners: Owners<'_>,
+) -> Result<(OwnedFd, Kind), Trouble> {
+    let BindMount { source, target, read_only } = mount;
+    let cannot = || format!("mount {} on {}", source.display(), target.display());
+    // Also for what is mounted there first when somebody asks for it.
+    fs::metadata(source).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => format!("cannot {}: {} does not exist", cannot(), source.display()),
+        _ => explain(cannot())(error),
+    })?;
+    let theirs = match links(spec) {
+        Links::Inside => writable_folders(spec),
+        Links::Anywhere => Vec::new(),
+    };
+    let handle = open_of_host(source, &theirs).map_err(explain(cannot()))?;
+    let found = fstat(&handle).map_err(explain(cannot()))?;
+    let kind = match FileType::from_raw_mode(found.st_mode) {
+        FileType::Directory => Kind::Directory,
+        _ => Kind::File,
+    };
+    let flags = if *read_only { plain(spec).read_only() } else { plain(spec) };
+    Ok((copy_of_handle(handle, source, flags, owners)?, kind))
+}
+
+/// The folders of the host that the container may write to, and so could have before it was started again.
+fn writable_folders(spec: &ContainerSpec) -> Vec<Id> {
+    let writable = spec.mounts.iter().filter(|mount| !mount.read_only);
+    let found = writable.filter_map(|mount| fs::metadata(&mount.source).ok());
+    found.map(|found| (found.dev(), found.ino())).collect()
+}
+
 impl Builder<'_> {
     fn links(&self) -> Links {
-        if self.spec.hardening.links_stay_inside { Links::Inside } else { Links::Anywhere }
+        links(self.spec)
     }
 
-    /// Flags of what the root is made of and of the host's files in it.
     fn plain(&self) -> Flags {
-        if self.spec.hardening.no_devices_or_setuid { Flags::PLAIN } else { Flags::ANYTHING }
+        plain(self.spec)
     }
 
     /// The root itself, mounted over a folder of it in this namespace only.
@@ -338,31 +381,6 @@ impl Builder<'_> {
             attach(memory, place, "a new tmpfs", format_args!("/{name}"))?;
         }
         Ok(())
-    }
-
-    /// The tree of the host that a mount is to show.
-    fn volume(&self, mount: &BindMount) -> Result<(OwnedFd, Kind), Trouble> {
-        let BindMount { source, target, read_only } = mount;
-        let cannot = || format!("mount {} on {}", source.display(), target.display());
-        let found = fs::metadata(source).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => format!("cannot {}: {} does not exist", cannot(), source.display()),
-            _ => explain(cannot())(error),
-        })?;
-        let theirs = match self.links() {
-            Links::Inside => self.writable_folders(),
-            Links::Anywhere => Vec::new(),
-        };
-        let handle = open_of_host(source, &theirs).map_err(explain(cannot()))?;
-        let kind = if found.is_dir() { Kind::Directory } else { Kind::File };
-        let flags = if *read_only { self.plain().read_only() } else { self.plain() };
-        Ok((copy_of_handle(handle, source, flags, self.owners)?, kind))
-    }
-
-    /// The folders of the host that the container may write to, and so could have before it was started again.
-    fn writable_folders(&self) -> Vec<Id> {
-        let writable = self.spec.mounts.iter().filter(|mount| !mount.read_only);
-        let found = writable.filter_map(|mount| fs::metadata(&mount.source).ok());
-        found.map(|found| (found.dev(), found.ino())).collect()
     }
 
     fn bind(

@@ -6,7 +6,6 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -15,7 +14,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, fchmod, openat, openat2};
 
 use super::super::mounts::{Flags, Step, copy_of, explain, new_file_system, set_flags};
 use super::super::place::{Kind, Links, make_file_place_instead_of_link, make_place, open_directory};
-use super::super::root::{HIDDEN, HIDDEN_IN_SYS, HOST_FOLDERS, READ_ONLY, replicate_link};
+use super::super::root::{HIDDEN, HIDDEN_IN_SYS, HOST_FOLDERS, READ_ONLY, plain, replicate_link, volume};
 use super::super::{ContainerSpec, RootFs, System};
 use super::config::{Bind, Layout};
 
@@ -70,7 +69,7 @@ impl Prepared {
 /// Makes the root ready.
 pub(super) fn prepare(spec: &ContainerSpec) -> Step<Prepared> {
     // Before anything is put anywhere; see the own engine's.
-    let volumes = spec.mounts.iter().map(|mount| volume(spec, mount)).collect::<Step<Vec<_>>>()?;
+    let volumes = spec.mounts.iter().map(|mount| volume(spec, mount, None)).collect::<Result<Vec<_>, _>>()?;
     let root = base(spec)?;
     let mut builder = Builder { spec, root, binds: Vec::new() };
     for name in ["proc", "sys", "dev"] {
@@ -107,21 +106,6 @@ pub(super) fn prepare(spec: &ContainerSpec) -> Step<Prepared> {
         set_flags(&builder.root, false, Flags::ANYTHING.read_only(), Path::new("/"))?;
     }
     Ok(Prepared { root: builder.root, binds: builder.binds, program })
-}
-
-fn plain(spec: &ContainerSpec) -> Flags {
-    if spec.hardening.no_devices_or_setuid { Flags::PLAIN } else { Flags::ANYTHING }
-}
-
-fn volume(spec: &ContainerSpec, mount: &super::super::BindMount) -> Step<(OwnedFd, Kind)> {
-    let cannot = || format!("mount {} on {}", mount.source.display(), mount.target.display());
-    let found = fs::metadata(&mount.source).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => format!("cannot {}: {} does not exist", cannot(), mount.source.display()),
-        _ => explain(cannot())(error),
-    })?;
-    let flags = if mount.read_only { plain(spec).read_only() } else { plain(spec) };
-    let kind = if found.is_dir() { Kind::Directory } else { Kind::File };
-    Ok((copy_of(&mount.source, true, flags)?, kind))
 }
 
 fn base(spec: &ContainerSpec) -> Step<OwnedFd> {

@@ -97,6 +97,9 @@ pub(in super::super) fn policy() -> String {
     // Only these bits are compared: what is above them, the kernel does not look at either.
     let flags = calls::NAMESPACE_FLAGS;
     line(&mut text, &format!("clone allow [0,0,SCMP_CMP_MASKED_EQ,{flags}]"));
+    for flag in (0..u32::BITS).map(|bit| flags & (1 << bit)).filter(|flag| *flag != 0) {
+        line(&mut text, &format!("clone errno {} [0,{flag},SCMP_CMP_MASKED_EQ,{flag}]", libc::EPERM));
+    }
     for family in 0..SOCKET_FAMILIES {
         let answer = match calls::SOCKET_FAMILIES.contains(&family) {
             true => "allow".to_owned(),

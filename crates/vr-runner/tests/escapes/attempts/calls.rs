@@ -207,15 +207,18 @@ fn release_agent(scene: &mut Scene) -> Evidence {
     })
 }
 
-/// A hierarchy whose last group was still going when it was unmounted stays, until it is unmounted once more.
+/// A hierarchy whose last group was still going when it was unmounted stays, until it is mounted and unmounted once
+/// more. Either way it takes the kernel a while.
 fn clear_groups(scene: &Scene) {
     let options = format!("none,name={}", scene.variables["NAME"]);
     let is_there =
         || fs::read_to_string("/proc/self/cgroup").unwrap().contains(scene.variables["NAME"].as_str());
     let (place, nothing) = (scene.path("groups"), None::<&str>);
     fs::create_dir(&place).unwrap();
+    let mut looks = 0;
     until("the hierarchy to be gone", || {
-        if is_there() {
+        looks += 1;
+        if looks % 200 == 0 && is_there() {
             let flags = nix::mount::MsFlags::empty();
             nix::mount::mount(nothing, &place, Some("cgroup"), flags, Some(options.as_str())).unwrap();
             let _ = fs::remove_dir(place.join("group"));

@@ -83,6 +83,36 @@ pub const ATTEMPTS: &[Attempt] = &[
         ..PLAIN
     },
     Attempt {
+        name: "lead_a_folder_above_the_source_of_a_volume_out_of_another_volume",
+        at_start: true,
+        cases: &[root(&[LinksStayInside]), rootless(&[LinksStayInside])],
+        arrange: |scene| {
+            fs::create_dir(scene.path("volume")).unwrap();
+            symlink(scene.dir.path(), scene.path("volume/way")).unwrap();
+            scene.volume("volume", "/data", false);
+            scene.volume("volume/way/victim", "/inner", false);
+            says_secret()
+        },
+        script: r#"print file("/inner/secret");"#,
+        ..PLAIN
+    },
+    Attempt {
+        name: "lead_the_source_of_a_volume_with_two_names_out",
+        at_start: true,
+        cases: &[root(&[LinksStayInside]), rootless(&[LinksStayInside])],
+        arrange: |scene| {
+            // The same folder by the name that the administrator's link gives it.
+            fs::create_dir(scene.path("volume")).unwrap();
+            symlink("volume", scene.path("alias")).unwrap();
+            symlink("../victim", scene.path("volume/inner")).unwrap();
+            scene.volume("alias/inner", "/inner", true);
+            scene.volume("volume", "/data", false);
+            says_secret()
+        },
+        script: r#"print file("/inner/secret");"#,
+        ..PLAIN
+    },
+    Attempt {
         name: "leave_a_program_with_roots_rights_on_the_host",
         cases: &[root(&[Seccomp])],
         arrange: |scene| {
@@ -90,7 +120,6 @@ pub const ATTEMPTS: &[Attempt] = &[
             Box::new(|scene, _| {
                 fs::read_dir(scene.path("out")).unwrap().any(|entry| {
                     let found = entry.unwrap().metadata().unwrap();
-                    println!("{:o} {}", found.mode(), found.uid());
                     found.uid() == 0 && found.mode() & 0o6000 != 0
                 })
             })
