@@ -58,8 +58,10 @@ impl Meter {
             Progress::Bar if io::stderr().is_terminal() && is_talking() => {
                 let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
                 let template = match total {
-                    Some(_) => "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} {eta}",
-                    None => "{msg} {spinner} {bytes} {bytes_per_sec}",
+                    Some(_) => {
+                        "{msg} [{wide_bar}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}"
+                    }
+                    None => "{msg} {spinner} {decimal_bytes} {decimal_bytes_per_sec}",
                 };
                 if let Ok(style) = ProgressStyle::with_template(template) {
                     bar.set_style(style.progress_chars("=> "));

@@ -17,20 +17,23 @@ mod outcome;
 
 use outcome::{Outcome, Report};
 
+/// What may be said with every command.
+const GENERAL: &str = "General options";
+
 #[derive(Debug, Parser)]
 #[command(version)]
 struct CommandLine {
     /// Say only what went wrong
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, help_heading = GENERAL, conflicts_with = "verbose")]
     quiet: bool,
     /// Say more, also in pipes; twice for everything
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, help_heading = GENERAL, action = ArgAction::Count)]
     verbose: u8,
     /// End standard output with one line of JSON that tells what was done, or why not
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GENERAL)]
     json: bool,
     /// What makes the containers: own, or lxc for LXC 4 or later
-    #[arg(long, global = true, env = "VR_ENGINE", value_name = "ENGINE", default_value_t = Engine::Own)]
+    #[arg(long, global = true, help_heading = GENERAL, env = "VR_ENGINE", value_name = "ENGINE", default_value_t = Engine::Own)]
     engine: Engine,
     #[command(subcommand)]
     command: Command,
@@ -72,7 +75,7 @@ enum Command {
     /// Remove what no proc of this host uses any more
     Cleanup {
         /// Keep unpacked builds that were in use less than this ago, such as 90m, 12h or 7d
-        #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = humantime::parse_duration)]
+        #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = parse_duration)]
         unused_for: Duration,
     },
 }
@@ -172,6 +175,11 @@ impl Call {
             }
         }
     }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| "expected a number and a unit, such as 90m, 12h or 7d".to_owned())
 }
 
 fn lock(file: &Path) -> Result<FileLock, LockError> {

@@ -214,19 +214,28 @@ fn bad_limits_are_refused() {
 
 #[test]
 fn a_host_without_control_groups_refuses_limits_and_nothing_else() {
-    let without_groups = |world: &World| {
+    let without_groups = |world: &World, verb: &str| {
         let mut unshare = vr_common::process::command("unshare");
-        let script = "umount -R /sys/fs/cgroup && exec \"$0\" run \"$1\"";
-        unshare
-            .env("VR_ROOT", world.root())
-            .env("VR_ENGINE", support::engine())
-            .args(["--mount", "sh", "-c", script]);
-        unshare.arg(env!("CARGO_BIN_EXE_vrun")).arg(world.file());
+        let script = "umount -R /sys/fs/cgroup && exec \"$0\" \"$1\" \"$2\"";
+        unshare.env("VR_ROOT", world.root()).env("VR_ENGINE", support::engine()).args([
+            "--mount",
+            "sh",
+            "-c",
+            script,
+            env!("CARGO_BIN_EXE_vrun"),
+            verb,
+        ]);
+        unshare.arg(world.file());
         finish(unshare)
     };
-    let run = without_groups(&World::new("exit 7").ready());
+    let world = World::new("exit 7").ready();
+    let setup = without_groups(&world, "setup");
+    let warning = text(&setup.stderr);
+    assert_eq!(setup.status.code(), Some(0), "{warning}");
+    assert!(warning.contains("cannot have limits") && warning.contains("controller memory"), "{warning}");
+    let run = without_groups(&world, "run");
     assert_eq!(run.status.code(), Some(7), "{}", text(&run.stderr));
-    let run = without_groups(&World::new("exit 7").yaml("mem_limit: 64M").ready());
+    let run = without_groups(&World::new("exit 7").yaml("mem_limit: 64M").ready(), "run");
     let error = text(&run.stderr);
     assert_eq!(run.status.code(), Some(1), "{error}");
     assert!(error.contains("this host has no cgroup controller memory"), "{error}");

@@ -20,7 +20,9 @@ const USER: u32 = 47_111;
 /// Gives the whole world to the user, with a vrun that it can run wherever the build folder is.
 fn hand_over(world: &World) {
     let vrun = world.path().join("vrun");
-    fs::copy(env!("CARGO_BIN_EXE_vrun"), &vrun).unwrap();
+    // By another process: a copy that is open for writing here would be so in whatever other tests start meanwhile, and
+    // could not be run.
+    assert!(command("cp").arg(env!("CARGO_BIN_EXE_vrun")).arg(&vrun).status().unwrap().success());
     fs::set_permissions(&vrun, fs::Permissions::from_mode(0o755)).unwrap();
     give(world.path());
 }

@@ -433,6 +433,25 @@ pub fn clear_left_groups() {
     }
 }
 
+/// Why containers of this host could have no limits; `None` when they could.
+pub fn why_no_limits() -> Option<String> {
+    let host = match Host::find() {
+        Ok(host) => host,
+        Err(Failure { step, path, source }) => {
+            return Some(format!("cannot {step} {}: {source}", path.display()));
+        }
+    };
+    let reason = |controller: Controller| match host.with(controller) {
+        None => Some(format!("there is no cgroup controller {}", controller.name())),
+        Some(hierarchy) => {
+            let writable = |path: &Path| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok();
+            let is_closed = !hierarchy.parents().any(writable);
+            is_closed.then(|| format!("the control group {} cannot be changed", hierarchy.own.display()))
+        }
+    };
+    Controller::ALL.into_iter().find_map(reason)
+}
+
 /// A container's group, in one hierarchy or several. Removed when dropped.
 #[derive(Debug)]
 pub(super) struct Group {

@@ -28,7 +28,7 @@ mod spec;
 mod sys;
 mod terminal;
 
-pub use cgroup::clear_left_groups;
+pub use cgroup::{clear_left_groups, why_no_limits};
 pub use error::ContainerError;
 pub use limits::{BadSize, Limits, Size};
 pub use lxc::write_config as write_lxc_config;

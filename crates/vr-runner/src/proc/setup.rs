@@ -15,7 +15,7 @@ use super::files::{give_away, make_folder};
 use super::layer::{self, HeldLayer, Owner};
 use super::record::{Record, Text};
 use super::{Proc, ProcError, lxc, script};
-use crate::container::{Credentials, clear_left_groups, read_beneath};
+use crate::container::{Credentials, clear_left_groups, read_beneath, why_no_limits};
 use crate::image;
 use crate::tarballs;
 use crate::tarballs::Work;
@@ -62,6 +62,11 @@ pub fn setup(proc: &Proc) -> Result<SetUp, ProcError> {
     make_folder(&folder, 0o700)?;
     let _lock = proc.lock_folder()?;
     clear_left_groups();
+    if proc.limits()?.is_empty()
+        && let Some(reason) = why_no_limits()
+    {
+        tracing::warn!("procs of this host cannot have limits of memory, processes or processors: {reason}");
+    }
     make_folder(&proc.rootfs(), 0o755)?;
     make_folder(&folder.join("work"), 0o700)?;
     let user = proc.credentials()?;

@@ -33,8 +33,9 @@ use attempts::{Attempt, Case};
 use defences::Defence;
 use scene::{HOST_KEY, HOST_VARIABLE, Scene, USER, Who};
 
-/// What makes the containers. All of them have to withstand all attempts.
-const ENGINES: [Engine; 1] = [Engine::Own];
+/// What makes the containers. All of them have to withstand all attempts, but LXC's have no user namespace and are
+/// not for ordinary users.
+const ENGINES: [Engine; 2] = [Engine::Own, Engine::Lxc];
 
 /// The first argument of the process that is the "host".
 const HOST: &str = "--as-the-host";
@@ -192,8 +193,12 @@ fn check(attempt: &Attempt, copy: &Copy, shifted: bool) -> String {
             assert!(!verdict.escaped, "{words}: {}", report(off, &verdict));
             assert!(verdict.ran || attempt.at_start, "it was not even tried: {}", report(off, &verdict));
         };
+        if engine == Engine::Lxc && (*who == Who::Rootless || stopped_by == &[Defence::UserNamespace]) {
+            continue;
+        }
         stopped(&[], "ESCAPED");
-        if missing.is_some() || stopped_by.is_empty() {
+        // The other engine has no defence that can be switched off.
+        if missing.is_some() || stopped_by.is_empty() || engine != Engine::Own {
             continue;
         }
         let verdict = make(attempt, *who, engine, stopped_by, copy);
@@ -230,7 +235,7 @@ fn make_here(attempt: &Attempt, who: Who, engine: Engine, off: &[Defence]) -> Ve
     let off: Vec<_> = off.iter().chain(attempt.beneath).copied().collect();
     let outcome = scene.run(&off);
     let escaped = evidence(&scene, &outcome);
-    let ran = outcome.not_started.is_none() && (attempt.in_copy || outcome.output.ends_with("\ntried\n"));
+    let ran = outcome.not_started.is_none() && (attempt.in_copy || outcome.output.contains("\ntried\n"));
     let details = format!("{}{}", outcome.not_started.unwrap_or_default(), outcome.output);
     Verdict { escaped, ran, details }
 }

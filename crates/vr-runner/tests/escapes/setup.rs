@@ -1,7 +1,7 @@
-//! Attempts against what root does with an app's files: setting up, and making containers, while links of the app's
-//! lie in the way or come and go, and unpacking tarballs that hold more than files.
+//! Attempts against what vrun does with an app's files: setting up, and making containers, while links of the app's
+//! lie in the way or come and go, and unpacking tarballs that hold more than files; and against its terminal.
 //!
-//! There is nothing to switch off in `vrun setup`. Instead, each of these does the same carelessly, to show that the
+//! There is nothing to switch off in `vrun`. Instead, each of these does the same carelessly, to show that the
 //! victims would have been met.
 
 use std::fs;
@@ -28,6 +28,7 @@ pub const TESTS: &[Test] = &[
     ("builds_hold_no_devices", builds_hold_no_devices),
     ("builds_hold_no_set_user_id_programs", builds_hold_no_set_user_id_programs),
     ("builds_are_not_unpacked_through_links", builds_are_not_unpacked_through_links),
+    ("what_is_typed_stays_with_the_caller", what_is_typed_stays_with_the_caller),
     ("images_hold_no_devices_and_no_rights", images_hold_no_devices_and_no_rights),
 ];
 
@@ -53,11 +54,12 @@ impl Victim {
     }
 }
 
-/// Swaps two names all the time.
-struct Swapper(Child);
+/// A process that is gone when this is.
+struct Helper(Child);
 
-impl Swapper {
-    fn start(one: &Path, other: &Path) -> Self {
+impl Helper {
+    /// Swaps two names all the time.
+    fn swap(one: &Path, other: &Path) -> Self {
         const SCRIPT: &str = "my ($number, $one, $other) = @ARGV; $number += 0; \
             while (1) { syscall($number, -100, $one, -100, $other, 2) == 0 or select(undef, undef, undef, 0.0005) }";
         let mut perl = command("/usr/bin/perl");
@@ -66,7 +68,7 @@ impl Swapper {
     }
 }
 
-impl Drop for Swapper {
+impl Drop for Helper {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -122,7 +124,7 @@ fn links_that_come_and_go_lead_no_container_out() {
                     (scene.path("root").join(name), scene.path("root").join(format!("{name}-link")));
                 fs::create_dir(&real).unwrap();
                 symlink(victim.path(), &link).unwrap();
-                swappers.push(Swapper::start(&real, &link));
+                swappers.push(Helper::swap(&real, &link));
             }
             let _ = scene.run(off);
             drop(swappers);
@@ -242,7 +244,7 @@ fn links_that_come_and_go_lead_no_setup_out() {
             let _ = vr_common::archive::remove_tree(&link);
             let target = if is_file { victim.path().join("file") } else { victim.path().to_owned() };
             symlink(target, &link).unwrap();
-            swappers.push(Swapper::start(&real, &link));
+            swappers.push(Helper::swap(&real, &link));
         }
         for verb in ["setup", "run"] {
             done += usize::from(world.vrun(verb).status.success());
@@ -255,7 +257,7 @@ fn links_that_come_and_go_lead_no_setup_out() {
     let link = world.path().join("careless");
     fs::write(&file, "").unwrap();
     symlink(victim.path().join("file"), &link).unwrap();
-    let _swapper = Swapper::start(&file, &link);
+    let _swapper = Helper::swap(&file, &link);
     super::until("the race to be won", || {
         if fs::symlink_metadata(&file).is_ok_and(|found| !found.is_symlink()) {
             let _ = fs::write(&file, "careless");
@@ -370,4 +372,35 @@ fn builds_are_not_unpacked_through_links() {
     careless.arg("--keep-directory-symlink");
     assert!(careless.status().unwrap().success());
     assert_ne!(victim.look(), before);
+}
+
+fn what_is_typed_stays_with_the_caller() {
+    const SCRIPT: &str = "for my $opened (1, 2, '/proc/self/fd/1', '/dev/stdout', '/dev/tty') { \
+        my ($file, $text); $opened =~ /^\\d$/ ? open($file, '<&=', $opened) : sysopen($file, $opened, 2) or next; \
+        my $ready = ''; vec($ready, fileno $file, 1) = 1; \
+        select($ready, undef, undef, 0.5) and sysread($file, $text, 100) and print {$out} $text; }";
+    let world = World::new("perl -e 'open(my $out, \">\", \"heard\"); eval $ENV{SCRIPT}'")
+        .yaml(&format!("user: root\nenv: {{SCRIPT: {SCRIPT:?}}}"))
+        .ready();
+    let with_terminal = |mut command: std::process::Command| {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        // Typed ahead.
+        nix::unistd::write(&pty.master, b"secret\n").unwrap();
+        command.stdout(pty.slave.try_clone().unwrap()).stderr(pty.slave);
+        let mut child = Helper(command.spawn().unwrap());
+        let mut end = None;
+        super::until("the end of what runs on the terminal", || {
+            end = child.0.try_wait().unwrap();
+            end.is_some()
+        });
+        assert!(end.unwrap().success());
+        drop(pty.master);
+    };
+    with_terminal(world.command("run"));
+    let heard = world.proc_folder().join("rootfs/app/heard");
+    assert_eq!(fs::read_to_string(heard).unwrap(), "", "ESCAPED");
+    let mut careless = command(world.path().join("app/serve"));
+    careless.current_dir(world.path()).env("SCRIPT", SCRIPT);
+    with_terminal(careless);
+    assert_eq!(fs::read_to_string(world.path().join("heard")).unwrap(), "secret\n");
 }

@@ -1,7 +1,7 @@
 //! System calls.
 
-use super::super::scene::{HOST_KEY, HOST_VARIABLE};
-use super::super::until;
+use crate::scene::{HOST_KEY, HOST_VARIABLE};
+use crate::until;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
@@ -40,13 +40,15 @@ pub const ATTEMPTS: &[Attempt] = &[
     },
     Attempt {
         name: "load_a_module",
-        cases: &LATE_CALL,
+        lacks: || missing("/proc/modules"),
+        cases: &ROOTS_CALL,
         script: r#"reached("finit_module", -1, "", 0);"#,
         ..PLAIN
     },
     Attempt {
         name: "load_another_kernel",
-        cases: &LATE_CALL,
+        lacks: || missing("/sys/kernel/kexec_loaded"),
+        cases: &ROOTS_CALL,
         // More segments than there may be.
         script: r#"reached("kexec_load", 0, 1000, 0, 0);"#,
         ..PLAIN

@@ -1,6 +1,6 @@
 //! Files of the host, and what is read-only.
 
-use super::super::scene::random;
+use crate::scene::random;
 use rustix::fs::{FileType, Mode};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

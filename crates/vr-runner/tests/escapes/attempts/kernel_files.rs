@@ -1,6 +1,6 @@
 //! Files of the kernel's in `/proc` and `/sys`.
 
-use super::super::scene::HOST_KEY;
+use crate::scene::HOST_KEY;
 use std::fs;
 
 use super::*;

@@ -98,9 +98,6 @@ const ROOT_OF_HOST: Case = root(&[UserNamespace, DropCapabilities, Seccomp]);
 const ANYBODYS_CALL: [Case; 3] = [root(&[Seccomp]), user(&[Seccomp]), rootless(&[Seccomp])];
 /// Only root of the host may call it, and whoever is refused cannot tell by whom.
 const ROOTS_CALL: [Case; 3] = [ROOT_OF_HOST, user(&[]), rootless(&[])];
-/// As before, but the kernel looks at the caller only after it found that it cannot do what is asked for.
-const LATE_CALL: [Case; 3] =
-    [together(Who::Root, &[UserNamespace, DropCapabilities, Seccomp], &[Seccomp]), user(&[]), rootless(&[])];
 
 fn missing(file: &'static str) -> Option<&'static str> {
     (!Path::new(file).exists()).then_some(file)

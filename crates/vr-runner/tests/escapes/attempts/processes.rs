@@ -1,6 +1,6 @@
 //! Processes of the host, among them those that make the container.
 
-use super::super::scene::HOST_VARIABLE;
+use crate::scene::HOST_VARIABLE;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use vr_runner::container::{Capabilities, Credentials, Program};

@@ -1,6 +1,6 @@
 //! More rights than were given.
 
-use super::super::scene::USER;
+use crate::scene::USER;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 

@@ -1,6 +1,6 @@
 //! Terminals, the network, and other things that programs share.
 
-use super::super::scene::random;
+use crate::scene::random;
 use std::fs;
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
@@ -67,7 +67,7 @@ pub const ATTEMPTS: &[Attempt] = &[
         arrange: shared_memory,
         script: r#"
             my $id = shmget($ENV{KEY} + 0, 64, 0);
-            if (defined $id) { shmread($id, my $text, 0, 64) and print $text; shmwrite($id, "escaped", 0, 7); }"#,
+            if (defined $id) { my $text; shmread($id, $text, 0, 64) and print $text; shmwrite($id, "escaped", 0, 7); }"#,
         ..PLAIN
     },
     Attempt {
@@ -137,11 +137,15 @@ fn shared_memory(scene: &mut Scene) -> Evidence {
 
 fn message_queue(scene: &mut Scene) -> Evidence {
     scene.set("QUEUE", random());
+    // A small one, as there is little room for those of one user.
     scene.on_host(
-        "my $queue = call('mq_open', $ENV{QUEUE}, 04102, 0666, 0); die $! if $queue < 0; \
-        call('mq_timedsend', $queue, \"in $ENV{SECRET}\", 3 + length $ENV{SECRET}, 0, 0) == 0 or die $!",
+        "my $queue = call('mq_open', $ENV{QUEUE}, 04102, 0666, pack('q8', 0, 1, 64)); die $! if $queue < 0; \
+        call('mq_timedsend', $queue, $ENV{SECRET}, length $ENV{SECRET}, 0, 0) == 0 or die $!",
     );
-    says_secret()
+    Box::new(|scene, outcome| {
+        scene.on_host("call('mq_unlink', $ENV{QUEUE}) == 0 or die $!");
+        outcome.output.contains(&scene.secret)
+    })
 }
 
 fn abstract_socket(scene: &mut Scene) -> Evidence {
