@@ -65,6 +65,15 @@ fn a_proc_may_have_no_network_but_its_own_loopback() {
 }
 
 #[test]
+fn root_listens_on_any_port_of_a_network_of_its_own() {
+    let listen = "use Socket; socket(S, PF_INET, SOCK_STREAM, 0) && bind(S, sockaddr_in(80, INADDR_LOOPBACK)) or die $!; \
+         listen(S, 1) && print qq(listens\\n);";
+    let world =
+        World::new(&format!("exec /usr/bin/perl -e '{listen}'")).yaml("network: none\nuser: root").ready();
+    assert_eq!(said(&world), "listens\n");
+}
+
+#[test]
 fn a_proc_may_have_a_host_name_of_its_own() {
     let world = World::new("hostname; cat /proc/sys/kernel/hostname").yaml("hostname: web-1.example").ready();
     assert_eq!(said(&world), "web-1.example\nweb-1.example\n");

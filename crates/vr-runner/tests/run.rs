@@ -305,6 +305,14 @@ fn volumes_are_writable_unless_they_say_otherwise() {
 }
 
 #[test]
+fn an_app_may_rename_a_folder_of_its_build() {
+    let world = World::new("mv /app/data /app/other && cat /app/other/file && ls /app/data || echo gone");
+    world.app("data/file", "still here\n");
+    let world = world.ready();
+    assert_eq!(said(&world), "still here\ngone\n");
+}
+
+#[test]
 fn a_link_in_one_volume_does_not_lead_another_one_elsewhere() {
     let world = World::new("mv /data/inner /data/was && ln -s /etc /data/inner && echo done; ls /inner");
     let inner = world.path().join("data/inner");

@@ -623,5 +623,5 @@ fn bad_files_and_usage_end_with_2_and_one_sentence() {
     let mut help = vr_common::process::command(env!("CARGO_BIN_EXE_vrun_precise"));
     help.arg("--help");
     let help = finish(help);
-    assert!(help.status.success() && text(&help.stdout).contains("vrun setup proc.yaml"));
+    assert!(help.status.success() && text(&help.stdout).contains("vrun_precise setup proc.yaml"));
 }

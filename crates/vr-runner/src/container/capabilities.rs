@@ -38,7 +38,7 @@ pub(super) fn become_user(spec: &ContainerSpec, identities: &Identities) -> Step
         limit_what_can_ever_be_had(kept)?;
     }
     if let Some(groups) = identities.groups(user) {
-        let groups: Vec<_> = groups.iter().map(|gid| nix::unistd::Gid::from_raw(*gid)).collect();
+        let groups: Vec<_> = groups.into_iter().map(nix::unistd::Gid::from_raw).collect();
         nix::unistd::setgroups(&groups).map_err(explain("set the groups"))?;
     }
     let (uid, gid) = (nix::unistd::Uid::from_raw(user.uid), nix::unistd::Gid::from_raw(user.gid));

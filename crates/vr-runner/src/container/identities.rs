@@ -67,14 +67,10 @@ impl Identities {
         if !spec.hardening.user_namespace {
             return Self::OfHost;
         }
+        let extras = extras(user);
         // No two living processes have the same number, so a container shares its range with another one at most on
         // machines that number more processes than there are ranges, and then by chance.
-        let slot = std::process::id() % RANGES;
-        let mut extras: Vec<u32> =
-            [user.uid, user.gid].iter().chain(&user.groups).copied().filter(|id| *id >= RANGE).collect();
-        extras.sort_unstable();
-        extras.dedup();
-        extras.truncate(MOST_EXTRAS as usize);
+        let slot = free_slot(std::process::id() % RANGES, &ranges_of_users());
         Self::Shifted(Shift { slot, extras })
     }
 
@@ -125,16 +121,31 @@ impl Identities {
         matches!(self, Self::Shifted(_))
     }
 
-    /// Further groups of the program's user, as far as they can be had.
-    pub fn groups<'a>(&self, user: &'a Credentials) -> Option<&'a [u32]> {
-        (!self.is_one_user()).then_some(user.groups.as_slice())
+    /// Further groups of the program's user, as far as they can be had; `None` when they cannot be set.
+    pub fn groups(&self, user: &Credentials) -> Option<Vec<u32>> {
+        match self {
+            Self::OneUser { .. } => None,
+            Self::Shifted(shift) => {
+                let is_known = |id: &&u32| **id < RANGE || shift.extras.contains(id);
+                Some(user.groups.iter().filter(is_known).copied().collect())
+            }
+            Self::OfHost | Self::SameNumbers => Some(user.groups.clone()),
+        }
     }
 
-    /// The contents of `uid_map` (and, with `group`, of `gid_map`).
-    fn map(&self, group: bool) -> String {
+    /// The contents of `uid_map` (and, with `group`, of `gid_map`). `own` is the caller's own map.
+    fn map(&self, group: bool, own: &str) -> String {
         match self {
             Self::OfHost => String::new(),
-            Self::SameNumbers => format!("0 0 {}\n", u32::MAX),
+            // All that the caller has, which may be less than there is.
+            Self::SameNumbers => own
+                .lines()
+                .filter_map(|line| {
+                    let mut fields = line.split_whitespace();
+                    let (inside, count) = (fields.next()?, fields.nth(1)?);
+                    Some(format!("{inside} {inside} {count}\n"))
+                })
+                .collect(),
             Self::Shifted(shift) => {
                 let mut map = format!("0 {} {RANGE}\n", shift.host(0));
                 for extra in &shift.extras {
@@ -154,8 +165,13 @@ impl Identities {
             // The price of a map that needs no privilege: the groups that the caller has stay.
             fs::write(format!("{process}/setgroups"), "deny")?;
         }
-        fs::write(format!("{process}/uid_map"), self.map(false))?;
-        fs::write(format!("{process}/gid_map"), self.map(true))?;
+        for (file, group) in [("uid_map", false), ("gid_map", true)] {
+            let own = match self {
+                Self::SameNumbers => fs::read_to_string(format!("/proc/self/{file}"))?,
+                _ => String::new(),
+            };
+            fs::write(format!("{process}/{file}"), self.map(group, &own))?;
+        }
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         Ok(rustix::fs::open(format!("{process}/ns/user"), flags, Mode::empty())?)
     }
@@ -192,6 +208,49 @@ impl Identities {
     }
 }
 
+/// The user's numbers from [`RANGE`] on, its own first.
+fn extras(user: &Credentials) -> Vec<u32> {
+    let mut extras = Vec::new();
+    for id in [user.uid, user.gid].iter().chain(&user.groups).filter(|id| **id >= RANGE) {
+        if !extras.contains(id) {
+            extras.push(*id);
+        }
+    }
+    if extras.len() > MOST_EXTRAS as usize {
+        tracing::warn!(
+            "the user is in more groups with numbers from {RANGE} on than a container can have: {} are left out",
+            extras.len() - MOST_EXTRAS as usize
+        );
+        extras.truncate(MOST_EXTRAS as usize);
+    }
+    extras
+}
+
+/// The numbers that people may give to containers of their own, as first number and count: `/etc/subuid`, `/etc/subgid`.
+fn ranges_of_users() -> Vec<(u32, u32)> {
+    let mut ranges = Vec::new();
+    for file in ["/etc/subuid", "/etc/subgid"] {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        ranges.extend(text.lines().filter_map(|line| {
+            let mut fields = line.split(':').skip(1).map(|field| field.trim().parse().ok());
+            Some((fields.next()??, fields.next()??))
+        }));
+    }
+    ranges
+}
+
+/// The first slot from `wanted` on that is apart from all of the ranges; `wanted` when there is none.
+fn free_slot(wanted: u32, ranges: &[(u32, u32)]) -> u32 {
+    let is_free = |slot: &u32| {
+        let first = FIRST_HOST_ID + slot * RANGE;
+        let is_apart = |(start, count): &(u32, u32)| {
+            first >= start.saturating_add(*count) || *start >= first.saturating_add(RANGE)
+        };
+        ranges.iter().all(is_apart)
+    };
+    (wanted..RANGES).chain(0..wanted).find(is_free).unwrap_or(wanted)
+}
+
 /// The flags of the namespaces that are made together with a container's init.
 pub(super) fn namespaces(spec: &ContainerSpec, identities: &Identities) -> CloneFlags {
     let mut flags = CloneFlags::CLONE_NEWNS;
@@ -199,7 +258,8 @@ pub(super) fn namespaces(spec: &ContainerSpec, identities: &Identities) -> Clone
     flags.set(CloneFlags::CLONE_NEWPID, hardening.process_namespace);
     flags.set(CloneFlags::CLONE_NEWIPC, hardening.ipc_namespace);
     flags.set(CloneFlags::CLONE_NEWUTS, hardening.host_name_namespace);
-    flags.set(CloneFlags::CLONE_NEWNET, spec.network == super::Network::None);
+    // A network of a program's own user namespace comes with that one.
+    flags.set(CloneFlags::CLONE_NEWNET, spec.network == super::Network::None && !identities.of_program());
     flags.set(CloneFlags::CLONE_NEWUSER, identities.is_one_user());
     flags
 }
@@ -228,13 +288,39 @@ mod tests {
     }
 
     #[test]
+    fn a_range_that_people_may_have_is_passed_over() {
+        assert_eq!(free_slot(3, &[(100_000, 65536), (165_536, 65536)]), 3);
+        assert_eq!(free_slot(0, &[(493_216, 65536)]), 1);
+        assert_eq!(free_slot(1, &[(FIRST_HOST_ID + 2 * RANGE - 1, 2)]), 3);
+        assert_eq!(free_slot(RANGES - 1, &[(0x6fff_ffff, 1)]), 0);
+        assert_eq!(free_slot(7, &[(0, u32::MAX)]), 7);
+    }
+
+    #[test]
+    fn a_users_own_numbers_come_before_those_of_groups() {
+        let user =
+            Credentials { uid: 4_000_000, gid: 100_001, groups: (100_000..100_100).chain([5]).collect() };
+        let shift = Shift { slot: 0, extras: extras(&user) };
+        assert_eq!(shift.extras.len(), MOST_EXTRAS as usize);
+        assert_eq!(&shift.extras[..3], &[4_000_000, 100_001, 100_000]);
+        let groups = Identities::Shifted(shift).groups(&user).unwrap();
+        assert_eq!((groups.len(), groups.last()), (64, Some(&5)));
+    }
+
+    #[test]
     fn maps_say_what_the_numbers_mean() {
         let shifted = Identities::Shifted(Shift { slot: 2, extras: vec![100_000] });
-        assert_eq!(shifted.map(true), "0 655360 65536\n100000 1879048320 1\n");
+        assert_eq!(shifted.map(true, ""), "0 655360 65536\n100000 1879048320 1\n");
         assert_eq!(shifted.outside(65534), 655_360 + 65534);
         let one = Identities::OneUser { inside: (65534, 65533), outside: (1000, 1001) };
-        assert_eq!((one.map(false), one.map(true)), ("65534 1000 1\n".into(), "65533 1001 1\n".into()));
-        assert_eq!(Identities::SameNumbers.map(false), "0 0 4294967295\n");
+        assert_eq!(
+            (one.map(false, ""), one.map(true, "")),
+            ("65534 1000 1\n".into(), "65533 1001 1\n".into())
+        );
+        let own = "         0          0 4294967295\n";
+        assert_eq!(Identities::SameNumbers.map(false, own), "0 0 4294967295\n");
+        let own = "         0     100000      65536\n     65536       1000          1\n";
+        assert_eq!(Identities::SameNumbers.map(true, own), "0 0 65536\n65536 65536 1\n");
         assert_eq!(shifted.next_best().and_then(|same| same.next_best()), Some(Identities::OfHost));
         assert_eq!(one.next_best(), None);
     }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, execve, setsid};
@@ -122,14 +122,15 @@ fn prepare(plan: &Plan<'_>, lines: &Lines) -> Result<(), Trouble> {
     if spec.hardening.host_name_namespace {
         nix::unistd::sethostname(short_host_name(&spec.hostname)).map_err(explain("set the host name"))?;
     }
-    if spec.network == Network::None {
-        let socket =
-            rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
-                .map_err(explain("make a socket"))?;
-        sys::loopback_up(socket).map_err(explain("switch the loopback interface on"))?;
-    }
     chdir("/").map_err(explain("leave the caller's folder"))?;
     Ok(connect_streams(spec)?)
+}
+
+/// Switches the loopback interface of this process's network on.
+fn loopback_up() -> Step<()> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
+        .map_err(explain("make a socket"))?;
+    sys::loopback_up(socket).map_err(explain("switch the loopback interface on"))
 }
 
 pub(super) fn die_with(parent: &OwnedFd) -> Step<()> {
@@ -219,11 +220,14 @@ fn open_terminal(plan: &Plan<'_>) -> Step<(OwnedFd, OwnedFd)> {
 /// the program go on.
 fn start_program(plan: &Plan<'_>, lines: &Lines) -> Result<Pid, Trouble> {
     let (gate, inner_gate) = channel::pair().map_err(explain("make a socket pair"))?;
-    let new_user_namespace = match plan.identities.of_program() {
-        true => CloneFlags::CLONE_NEWUSER,
-        false => CloneFlags::empty(),
-    };
-    let (program, handle) = match sys::clone_process(new_user_namespace.bits()) {
+    let no_network = plan.spec.network == Network::None;
+    let mut namespaces = CloneFlags::empty();
+    if plan.identities.of_program() {
+        namespaces.insert(CloneFlags::CLONE_NEWUSER);
+        // Root inside has a say in it, such as to listen on its first ports.
+        namespaces.set(CloneFlags::CLONE_NEWNET, no_network);
+    }
+    let (program, handle) = match sys::clone_process(namespaces.bits()) {
         Ok(Cloned::Child) => {
             drop(gate);
             let message = match wait_at(&inner_gate).and_then(|terminal| be_program(plan, lines, terminal)) {
@@ -243,11 +247,20 @@ fn start_program(plan: &Plan<'_>, lines: &Lines) -> Result<Pid, Trouble> {
     let owners = match plan.identities.of_program() {
         true => {
             let number = number_in_proc(&handle).map_err(explain("find the new process in /proc"))?;
+            if no_network {
+                let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+                let network = rustix::fs::open(format!("/proc/{number}/ns/net"), flags, Mode::empty())
+                    .map_err(explain("open the program's network"))?;
+                setns(network, CloneFlags::CLONE_NEWNET).map_err(explain("enter the program's network"))?;
+            }
             let map = plan.identities.write(&format!("/proc/{number}"));
             Some(map.map_err(|error| Trouble::NoIdentities(explain("set up the user namespace")(error)))?)
         }
         false => None,
     };
+    if no_network {
+        loopback_up()?;
+    }
     plan.identities.create_as_root_inside()?;
     // The kernel takes that signal back from whoever changes its user.
     die_with(&lines.parent)?;

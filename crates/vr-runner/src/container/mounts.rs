@@ -141,12 +141,20 @@ fn set_owners(
 ) -> Result<OwnedFd, Trouble> {
     match sys::set_mount_attributes(&tree, u64::from(flags.0.bits()), recursive, owners) {
         Ok(()) => Ok(tree),
-        Err(error) if owners.is_some() => Err(Trouble::NoIdentities(explain(format_args!(
-            "map the owners of the files in {}",
-            path.display()
-        ))(error))),
+        Err(error) if owners.is_some() && cannot_be_mapped(&error) => Err(Trouble::NoIdentities(explain(
+            format_args!("map the owners of the files in {}", path.display()),
+        )(
+            error
+        ))),
         Err(error) => Err(explain(format_args!("set the mount flags of {}", path.display()))(error).into()),
     }
+}
+
+/// Whether that is what the kernel says of a file system, or of a caller, that cannot have other owners.
+fn cannot_be_mapped(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = Errno::from_io_error(error);
+    errno.is_some_and(|errno| [Errno::INVAL, Errno::PERM, Errno::NOSYS, Errno::OPNOTSUPP].contains(&errno))
 }
 
 fn open_copy(path: &Path, recursive: bool) -> Step<OwnedFd> {

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::fexecve;
@@ -17,6 +18,7 @@ use nix::unistd::fexecve;
 /// is nothing to do.
 pub fn run_from_a_copy() -> io::Result<()> {
     const NAME: &str = "vrun-copy";
+    const MFD_EXEC: u32 = 0x10;
     let user = rustix::process::geteuid();
     if user.is_root() {
         return Ok(());
@@ -27,7 +29,12 @@ pub fn run_from_a_copy() -> io::Result<()> {
     if is_copy || own.metadata()?.uid() != user.as_raw() {
         return Ok(());
     }
-    let copy = memfd_create(NAME, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    // Where `vm.memfd_noexec` is 1 it has to be said that it is to be run; kernels before 6.3 do not know how.
+    let copy = match memfd_create(NAME, flags | MFdFlags::from_bits_retain(MFD_EXEC)) {
+        Err(Errno::EINVAL) => memfd_create(NAME, flags),
+        made => made,
+    }?;
     io::copy(&mut own, &mut File::from(copy.try_clone()?))?;
     let seals =
         SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;

@@ -198,6 +198,9 @@ impl Builder<'_> {
         if self.identities.is_one_user() {
             // Only root may write the attributes that overlays keep their notes in otherwise.
             options.push(("userxattr", ""));
+        } else {
+            // Without it, a folder of a layer could not be renamed.
+            options.push(("redirect_dir", "on"));
         }
         let overlay =
             new_file_system("overlay", &options, self.plain()).map_err(|words| match self.owners {
@@ -253,7 +256,9 @@ impl Builder<'_> {
         if !found.is_dir() {
             return Ok(());
         }
-        let tree = copy_with_owners(&host, true, Flags::PLAIN.read_only(), self.owners)?;
+        // To root inside, files that only the host's root may read are a stranger's; another user has what is his.
+        let owners = self.owners.filter(|_| self.spec.user.uid != 0);
+        let tree = copy_with_owners(&host, true, Flags::PLAIN.read_only(), owners)?;
         let place = self.place(root, name, Kind::Directory)?;
         Ok(attach(tree, place, host.display(), host.display())?)
     }
@@ -284,11 +289,14 @@ impl Builder<'_> {
         let proc = new_file_system("proc", &[], Flags::DATA)?;
         attach(&proc, self.place(root, "proc", Kind::Directory)?, "a new proc", "/proc")?;
         let flags = if masked { Flags::DATA.read_only() } else { Flags::DATA };
-        let sys = match new_file_system("sysfs", &[], flags) {
-            // It shows devices of the network that the process is in, and that one is not an ordinary user's own.
-            Err(_) if self.identities.is_one_user() => copy_of(Path::new("/sys"), true, flags),
-            made => made,
-        }?;
+        let (sys, of_host) = match new_file_system("sysfs", &[], flags) {
+            // It shows devices of the network that the process is in, so only root of whoever made that may have one.
+            Err(words) => match copy_of(Path::new("/sys"), true, flags) {
+                Ok(copy) => (copy, true),
+                Err(_) => return Err(words),
+            },
+            Ok(made) => (made, false),
+        };
         attach(&sys, self.place(root, "sys", Kind::Directory)?, "a new sysfs", "/sys")?;
         let kernel = Kernel { proc, sys };
         if !masked {
@@ -303,7 +311,7 @@ impl Builder<'_> {
         }
         let mut nothing = None;
         let hidden = HIDDEN.iter().map(|name| (&kernel.proc, name));
-        let of_host: &[&str] = if self.identities.is_one_user() { &HIDDEN_IN_SYS_OF_HOST } else { &[] };
+        let of_host: &[&str] = if of_host { &HIDDEN_IN_SYS_OF_HOST } else { &[] };
         let hidden_in_sys = HIDDEN_IN_SYS.iter().chain(of_host).map(|name| (&kernel.sys, name));
         for (file_system, name) in hidden.chain(hidden_in_sys) {
             hide(file_system, name, &mut nothing)?;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path};
 use std::time::{Duration, Instant};
 
@@ -221,9 +221,14 @@ fn prepare_streams(spec: &mut ContainerSpec) -> io::Result<Option<OwnedFd>> {
     let nothing = || rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     match spec.streams {
         Streams::InheritOutput => {
-            let stdout = io::stdout().as_fd().try_clone_to_owned()?;
-            let stderr = io::stderr().as_fd().try_clone_to_owned()?;
+            let (stdout, stderr) = (only_to_write(io::stdout())?, only_to_write(io::stderr())?);
             spec.streams = Streams::Given { stdin: nothing()?, stdout, stderr };
+            Ok(None)
+        }
+        Streams::Inherit => {
+            let stdin = io::stdin().as_fd().try_clone_to_owned()?;
+            let (stdout, stderr) = (only_to_write(io::stdout())?, only_to_write(io::stderr())?);
+            spec.streams = Streams::Given { stdin, stdout, stderr };
             Ok(None)
         }
         Streams::Captured => {
@@ -232,7 +237,22 @@ fn prepare_streams(spec: &mut ContainerSpec) -> io::Result<Option<OwnedFd>> {
             spec.streams = Streams::Given { stdin: nothing()?, stdout, stderr };
             Ok(Some(ours))
         }
-        Streams::Inherit | Streams::Given { .. } | Streams::Terminal => Ok(None),
+        Streams::Given { .. } | Streams::Terminal => Ok(None),
+    }
+}
+
+/// A copy of one of our own streams. A terminal is one thing for input and output: whoever has it could also read what a
+/// person types there.
+fn only_to_write(stream: impl AsFd) -> io::Result<OwnedFd> {
+    let copy = stream.as_fd().try_clone_to_owned()?;
+    if !nix::unistd::isatty(&copy).unwrap_or(false) {
+        return Ok(copy);
+    }
+    let again = format!("/proc/self/fd/{}", copy.as_raw_fd());
+    match rustix::fs::open(again, OFlags::WRONLY | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(opened) => Ok(opened),
+        // Another user's terminal, as after `su`.
+        Err(_) => Ok(copy),
     }
 }
 

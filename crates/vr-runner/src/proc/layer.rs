@@ -61,7 +61,7 @@ impl HeldLayer {
         let folder = folder_of_all(root).join(key);
         let lock = loop {
             let lock = match FileLock::shared(&folder, || {
-                tracing::info!(target: DOING, "waiting for another command that unpacks or removes the build");
+                tracing::info!(target: DOING, "waiting for another command that unpacks or removes the same build");
             }) {
                 Err(LockError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                     return Ok(None);
@@ -152,7 +152,7 @@ fn unpack(root: &VrRoot, key: &str, tarball: &Path, owner: Owner) -> Result<bool
     let folder = folder_of_all(root).join(key);
     make_folder(&folder, 0o700)?;
     let _alone = match FileLock::wait_for_existing(&folder, || {
-        tracing::info!(target: DOING, "waiting for another command that unpacks or removes the build");
+        tracing::info!(target: DOING, "waiting for another command that unpacks or removes the same build");
     }) {
         Ok(lock) if lock.is_on(&folder) => lock,
         Ok(_) => return Ok(false),

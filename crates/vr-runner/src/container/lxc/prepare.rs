@@ -127,6 +127,7 @@ fn base(spec: &ContainerSpec) -> Step<OwnedFd> {
                 ("upperdir", &handle(&upper)),
                 ("workdir", &handle(&work)),
                 ("index", "off"),
+                ("redirect_dir", "on"),
             ];
             new_file_system("overlay", &options, plain(spec))
         }

@@ -112,28 +112,6 @@ pub const ATTEMPTS: &[Attempt] = &[
         script: r#"print file("/inner/secret");"#,
         ..PLAIN
     },
-    Attempt {
-        name: "leave_a_program_with_roots_rights_on_the_host",
-        cases: &[root(&[Seccomp])],
-        arrange: |scene| {
-            scene.volume("out", "/out", false);
-            Box::new(|scene, _| {
-                fs::read_dir(scene.path("out")).unwrap().any(|entry| {
-                    let found = entry.unwrap().metadata().unwrap();
-                    found.uid() == 0 && found.mode() & 0o6000 != 0
-                })
-            })
-        },
-        script: r#"
-            sysopen(my $one, "/out/one", 0x41, 06755);
-            sysopen(my $two, "/out/two", 0x41, 0755);
-            chmod 06755, "/out/two";
-            sysopen(my $three, "/out/three", 0x41, 0755);
-            call("fchmod", fileno $three, 06755);
-            system "cp", "/usr/bin/id", "/out/four";
-            chmod 04755, "/out/four";"#,
-        ..PLAIN
-    },
 ];
 
 /// A link of the app's that leads to the victims.
