@@ -80,9 +80,9 @@ fn runner(options: &RunnerOptions) -> Result<()> {
 
 /// The release that users get.
 fn build() -> Result<PathBuf> {
-    run_program(cargo().args(["build", "--profile", "ship", "--package", "vr-runner"]))?;
+    run_program(cargo().args(["build", "--release", "--package", "vr-runner"]))?;
     // This program is in `debug` of the same folder.
     let own = std::env::current_exe().context("cannot find this program")?;
     let target = own.ancestors().nth(2).unwrap_or(&own);
-    Ok(target.join("ship/vrun"))
+    Ok(target.join("release/vrun"))
 }

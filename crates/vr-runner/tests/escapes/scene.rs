@@ -7,10 +7,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::libc;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use tempfile::TempDir;
 use vr_common::process::command;
@@ -41,6 +42,17 @@ impl Who {
             Self::Rootless => "rootless",
         }
     }
+}
+
+/// Waits for a victim's next word; false when it ends instead.
+fn answers(victim: &Child) -> bool {
+    let stdout = victim.stdout.as_ref().unwrap();
+    let patience = Timespec { tv_sec: 10, tv_nsec: 0 };
+    poll(&mut [PollFd::new(stdout, PollFlags::IN)], Some(&patience)).unwrap();
+    let mut word = [0];
+    let flags = rustix::fs::fcntl_getfl(stdout).unwrap();
+    rustix::fs::fcntl_setfl(stdout, flags | OFlags::NONBLOCK).unwrap();
+    rustix::io::read(stdout, &mut word) == Ok(1)
 }
 
 /// An ordinary user that no machine has. On the "host", victims of a user's attack belong to the same number.
@@ -152,27 +164,31 @@ impl Scene {
         self.mounted.push(place.to_owned());
     }
 
-    /// A process of the "host" that sleeps in the folder of the victims, as the user that the attack seems to be.
-    /// Its number is in the variable VICTIM.
+    /// A process of the "host" that waits in the folder of the victims, as the user that the attack seems to be, and
+    /// answers each USR1. Its number is in the variable VICTIM.
     pub fn victim(&mut self) -> u32 {
+        let answering =
+            "$SIG{USR1} = sub { syswrite(STDOUT, 'x') }; syswrite(STDOUT, 'x'); sleep 1000 while 1";
         let mut victim = command("/usr/bin/perl");
-        victim.args(["-e", "sleep 1000", &self.secret]).current_dir(self.path("victim"));
-        victim.env_clear().env("CANARY", "untouched");
+        victim.args(["-e", answering, &self.secret]).current_dir(self.path("victim"));
+        victim.env_clear().env("CANARY", "untouched").stdout(Stdio::piped());
         if self.who == Who::User {
             victim.uid(USER.0).gid(USER.1);
         }
         let child = victim.spawn().unwrap();
         let pid = child.id();
+        assert!(answers(&child), "a victim that does not begin");
         self.victims.push(child);
         self.set("VICTIM", pid);
-        super::until("the victim to run", || {
-            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"/usr/bin/perl"))
-        });
         pid
     }
 
+    /// Whether a victim still answers. One that was killed may take a moment to be gone, but does not answer any more.
     pub fn is_alive(&self, pid: u32) -> bool {
-        fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+        let victim = self.victims.iter().find(|victim| victim.id() == pid).unwrap();
+        let signal = nix::sys::signal::Signal::SIGUSR1;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), signal).unwrap();
+        answers(victim)
     }
 
     /// Runs a script as the attacks are written in, but on the "host"; gives what it prints.
