@@ -2,6 +2,7 @@
 //!
 //! Must not know what is in the files or why they are wanted.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -188,6 +189,16 @@ pub enum TransferError {
 /// md5 sum and are on disk; a failure leaves `target` as it was. Missing folders are made.
 /// Connection errors, time-outs, short answers, 429 and 5xx are tried again; other answers and a wrong sum are not.
 pub fn fetch(source: &str, target: &Path, options: &FetchOptions) -> Result<Fetched, FetchError> {
+    fetch_with(source, target, options, |_| Ok(()))
+}
+
+/// The same. `before_placing` gets the whole file while it has another name.
+fn fetch_with(
+    source: &str,
+    target: &Path,
+    options: &FetchOptions,
+    before_placing: impl Fn(&File) -> io::Result<()>,
+) -> Result<Fetched, FetchError> {
     let expected = expected_md5(source, options)?;
     let origin = Origin::parse(source)?;
     let deadline = Instant::now() + options.timeout_total;
@@ -209,7 +220,7 @@ pub fn fetch(source: &str, target: &Path, options: &FetchOptions) -> Result<Fetc
                 {
                     return Err(FetchError::Md5Mismatch { source_shown: shown, expected, got });
                 }
-                aside.place().map_err(write_error)?;
+                before_placing(aside.file()).and_then(|()| aside.place()).map_err(write_error)?;
                 return Ok(Fetched { bytes, md5: got, downloaded: true });
             }
             Err(Failure::Final(error)) => return Err(error),
@@ -246,7 +257,12 @@ pub fn fetch_cached(source: &str, target: &Path, options: &FetchOptions) -> Resu
                 Some(record) => (record, false),
                 None => {
                     let read_error = |source| FetchError::Read { path: target.to_owned(), source };
-                    (Record::new(md5_file(target).map_err(read_error)?, source), true)
+                    let md5 = md5_file(target).map_err(read_error)?;
+                    // Whoever put it there may have been killed before it said so.
+                    (
+                        Record::announced(target, &present, &md5).unwrap_or_else(|| Record::new(md5, source)),
+                        true,
+                    )
                 }
             };
             let is_right = match &expected {
@@ -267,7 +283,8 @@ pub fn fetch_cached(source: &str, target: &Path, options: &FetchOptions) -> Resu
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(write_error(error)),
     }
-    let fetched = fetch(source, target, options)?;
+    let fetched =
+        fetch_with(source, target, options, |file| Record::announce(source, target, &file.metadata()?))?;
     let present = fs::metadata(target).map_err(write_error)?;
     Record::new(fetched.md5.clone(), source).write(target, &present).map_err(write_error)?;
     Ok(fetched)
@@ -294,6 +311,12 @@ pub fn md5_file(path: &Path) -> io::Result<String> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Whether a file's name is one that [`fetch`] gives to what it has not finished: that of its target, with a dot before
+/// and `.part-` and 16 hexadecimal digits behind. Whoever writes to such a file holds a lock on it.
+pub fn is_unfinished(name: &OsStr) -> bool {
+    aside::is_unfinished(name)
 }
 
 /// A URL for people: the password (or a lone user name, which may be a token) and the values of the query,

@@ -137,6 +137,12 @@ fn too_large(name: &str) -> YamlError {
     YamlError::TooMuch { name: name.to_owned(), reason: format!("larger than {MAX_BYTES} bytes") }
 }
 
+/// What is wrong with a bare word that is an integer.
+fn too_large_integer(word: &str) -> String {
+    let shown: String = word.chars().take(60).collect();
+    format!("the integer {shown} is larger than 64 bits; put it in quotes if it is a text")
+}
+
 fn invalid(name: &str, error: &serde_yaml::Error) -> YamlError {
     YamlError::Invalid { name: name.to_owned(), message: error.to_string() }
 }
@@ -218,6 +224,14 @@ impl<'de> Visitor<'de> for Walk<'_> {
         self.count()
     }
 
+    fn visit_i128<E: de::Error>(self, number: i128) -> Result<(), E> {
+        Err(E::custom(too_large_integer(&number.to_string())))
+    }
+
+    fn visit_u128<E: de::Error>(self, number: u128) -> Result<(), E> {
+        Err(E::custom(too_large_integer(&number.to_string())))
+    }
+
     fn visit_f64<E: de::Error>(self, _: f64) -> Result<(), E> {
         self.count()
     }
@@ -267,6 +281,8 @@ impl<'de> Visitor<'de> for Walk<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn error(text: &str) -> String {
@@ -299,6 +315,24 @@ mod tests {
     }
 
     #[test]
+    fn an_integer_of_more_than_64_bits_is_named() {
+        for number in
+            ["18446744073709551616", "-9223372036854775809", "340282366920938463463374607431768211455"]
+        {
+            let text = format!("a:\n  b: {number}\n");
+            let expected =
+                format!("the integer {number} is larger than 64 bits; put it in quotes if it is a text");
+            let typed = parse::<BTreeMap<String, BTreeMap<String, String>>>("f", &text).unwrap_err();
+            for message in [error(&text), parse_value("f", &text).unwrap_err().to_string(), typed.to_string()]
+            {
+                assert!(message.contains(&expected) && message.contains("line 2"), "{message}");
+            }
+            let quoted = format!("a: '{number}'");
+            assert_eq!(parse::<BTreeMap<String, String>>("f", &quoted).unwrap()["a"], number);
+        }
+    }
+
+    #[test]
     fn recursive_and_long_documents_are_refused() {
         assert!(error("a: &a [*a]").starts_with("proc.yaml: "));
         assert_eq!(error(&"#".repeat(MAX_BYTES + 1)), "proc.yaml: larger than 4194304 bytes");
@@ -309,7 +343,7 @@ mod tests {
         let message = error("app_name: x\nbad: [1, 2\nmore: 1\n");
         assert!(message.contains("line 3"), "{message}");
         assert!(error("a: 1\na: 2\n").contains("duplicate"), "{}", error("a: 1\na: 2\n"));
-        let wrong = parse::<std::collections::BTreeMap<String, u16>>("f", "a: 1\nport: high\n").unwrap_err();
+        let wrong = parse::<BTreeMap<String, u16>>("f", "a: 1\nport: high\n").unwrap_err();
         assert!(wrong.to_string().contains("line 2"), "{wrong}");
     }
 

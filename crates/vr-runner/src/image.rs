@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
@@ -16,14 +16,17 @@ use vr_common::paths::VrRoot;
 use crate::container::{ContainerError, empty_file_instead_of_link};
 use crate::tarballs::{self, TarballError, Work};
 
-/// Says which tarball an image's `contents` were unpacked from.
+/// Says which tarball an image's `contents` were unpacked from, and which folder they are: see [`mark_of`].
 const MARK: &str = "contents.mark";
 /// Held by whoever brings the image into place, or tidies up.
 const SETUP_LOCK: &str = ".setup.lock";
-/// Begins the names of folders with former contents, or unfinished ones.
-const LEFT: &str = "contents-old-";
-/// The same, with what was called otherwise before.
-const LEFT_PREFIXES: [&str; 2] = [LEFT, ".contents.part-"];
+/// Begins the names of folders with former contents, or unfinished ones. Containers that use what is in there hold a lock
+/// on it.
+const LEFT: &str = "contents-left-";
+/// What was never whole, of the time when images were unpacked in another way.
+const LEFT_PARTS: &str = ".contents.part-";
+/// The same as [`LEFT`], of the time when containers held no locks, or with contents of that time.
+const LEFT_WITHOUT_LOCKS: &str = "contents-old-";
 
 /// Why there is no image.
 #[derive(Debug, Error)]
@@ -136,16 +139,17 @@ pub(crate) fn bring(
     let tarball = folder.join(tarballs::file_name(url).map_err(tarball_error)?);
     let fetched = tarballs::fetch_checked(url, &tarball, md5).map_err(tarball_error)?;
     let mut work = Work { fetched: if fetched.downloaded { fetched.bytes } else { 0 }, unpacked: false };
-    let mark = format!("md5 {}\n", fetched.md5);
-    let mark_file = folder.join(MARK);
-    // Without a mark, whoever unpacked it was killed before saying from what.
-    if !contents.is_dir() || !fs::read_to_string(&mark_file).is_ok_and(|old| old == mark) {
+    // Without a mark, nobody knows what they are and whether they are whole.
+    let is_right = match marked(&folder) {
+        Some(Marked { md5, .. }) => md5 == fetched.md5,
+        None => false,
+    };
+    if !is_right {
         remove_left_in(&folder)?;
-        replace(&folder, &tarball).map_err(|error| match error {
+        replace(&folder, &tarball, &fetched.md5).map_err(|error| match error {
             Failure::Image(error) => error,
             Failure::Tarball(error) => tarball_error(error),
         })?;
-        fs::write(&mark_file, mark).map_err(io_error("write", &mark_file))?;
         work.unpacked = true;
     }
     if let Some(held) = HeldImage::find(&contents)? {
@@ -155,6 +159,34 @@ pub(crate) fn bring(
     Ok((contents, work))
 }
 
+/// What is known of an image's contents.
+struct Marked {
+    /// The sum of their tarball.
+    md5: String,
+    /// Whether every container that uses them holds a lock on them. Not so when they were unpacked before there were
+    /// such locks: containers of that time may still run.
+    with_locks: bool,
+}
+
+/// What is written down of contents. The folder's own number is part of it, so that it can be said before they are put
+/// into place, and says nothing of any others.
+fn mark_of(md5: &str, contents: &Path) -> io::Result<String> {
+    Ok(format!("md5 {md5}\ninode {}\n", fs::symlink_metadata(contents)?.ino()))
+}
+
+fn marked(folder: &Path) -> Option<Marked> {
+    let contents = folder.join("contents");
+    let text = fs::read_to_string(folder.join(MARK)).ok()?;
+    let md5 = text.lines().next()?.strip_prefix("md5 ")?.to_owned();
+    if !contents.is_dir() {
+        return None;
+    }
+    if text == mark_of(&md5, &contents).ok()? {
+        return Some(Marked { md5, with_locks: true });
+    }
+    (text == format!("md5 {md5}\n")).then_some(Marked { md5, with_locks: false })
+}
+
 enum Failure {
     Image(ImageError),
     Tarball(TarballError),
@@ -162,7 +194,7 @@ enum Failure {
 
 /// Unpacks a tarball beside the contents and puts it in their place. Running containers still use the old ones, so
 /// those are only moved away. The caller holds the image's lock.
-fn replace(folder: &Path, tarball: &Path) -> Result<(), Failure> {
+fn replace(folder: &Path, tarball: &Path, md5: &str) -> Result<(), Failure> {
     let io_error = |action, path: &Path| {
         let path = path.to_owned();
         move |source| Failure::Image(ImageError::Io { action, path, source })
@@ -173,14 +205,23 @@ fn replace(folder: &Path, tarball: &Path) -> Result<(), Failure> {
         .tempdir_in(folder)
         .map_err(io_error("make a folder in", folder))?
         .keep();
-    let new = aside.join("contents");
     let make = || {
+        let mut new = aside.join("contents");
         tarballs::unpack(tarball, &new, UnpackOptions::image()).map_err(Failure::Tarball)?;
         // A link there would lead to a file of a running system, such as systemd's, that no container has.
         empty_file_instead_of_link(&new, Path::new("etc/resolv.conf"))
             .map_err(|error| Failure::Image(error.into()))?;
         let opened = File::open(folder).map_err(io_error("open", folder))?;
         syncfs(&opened).map_err(|error| io_error("write to disk", &new)(error.into()))?;
+        // Before the exchange, so that nothing without locks is ever where it would be taken for something with them.
+        if contents.exists() && !marked(folder).is_some_and(|old| old.with_locks) {
+            let renamed = name_without_locks(&aside);
+            fs::rename(&aside, &renamed).map_err(io_error("rename", &aside))?;
+            new = renamed.join("contents");
+        }
+        let mark_file = folder.join(MARK);
+        let mark = mark_of(md5, &new).map_err(io_error("look at", &new))?;
+        fs::write(&mark_file, mark).map_err(io_error("write", &mark_file))?;
         exchange(&new, &contents).map_err(io_error("put into place", &contents))?;
         opened.sync_all().map_err(io_error("write to disk", folder))
     };
@@ -188,6 +229,11 @@ fn replace(folder: &Path, tarball: &Path) -> Result<(), Failure> {
     // What is there now did not get finished, or was there before and may be in use.
     remove_left_in(folder).map_err(Failure::Image)?;
     made
+}
+
+fn name_without_locks(aside: &Path) -> PathBuf {
+    let name = aside.file_name().unwrap_or_default().to_string_lossy();
+    aside.with_file_name(name.replacen(LEFT, LEFT_WITHOUT_LOCKS, 1))
 }
 
 /// Swaps a folder with another one, which may be missing, so that there is one at any moment.
@@ -219,6 +265,11 @@ pub(crate) fn remove_left(folder: &Path) -> Result<Vec<(PathBuf, u64)>, ImageErr
 }
 
 fn remove_left_in(folder: &Path) -> Result<Vec<(PathBuf, u64)>, ImageError> {
+    remove_left_before(folder, last_start())
+}
+
+/// `start` is when the machine was started: no container is older.
+fn remove_left_before(folder: &Path, start: Option<i64>) -> Result<Vec<(PathBuf, u64)>, ImageError> {
     let io_error = |action, path: &Path| {
         let path = path.to_owned();
         move |source| ImageError::Io { action, path, source }
@@ -229,9 +280,19 @@ fn remove_left_in(folder: &Path) -> Result<Vec<(PathBuf, u64)>, ImageError> {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let path = entry.path();
-        if !LEFT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-            || !entry.file_type().is_ok_and(|kind| kind.is_dir())
-        {
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let is_left = match &*name {
+            name if name.starts_with(LEFT) || name.starts_with(LEFT_PARTS) => true,
+            // Since it was moved away, no container has begun to use it.
+            name if name.starts_with(LEFT_WITHOUT_LOCKS) => {
+                let changed = entry.metadata().map_err(io_error("look at", &path))?.ctime();
+                start.is_some_and(|start| changed < start)
+            }
+            _ => false,
+        };
+        if !is_left {
             continue;
         }
         // Containers hold the contents themselves, wherever they were moved.
@@ -247,6 +308,12 @@ fn remove_left_in(folder: &Path) -> Result<Vec<(PathBuf, u64)>, ImageError> {
         }
     }
     Ok(removed)
+}
+
+/// When this machine was started, in seconds of the clock that files have, if that is known.
+fn last_start() -> Option<i64> {
+    let text = fs::read_to_string("/proc/stat").ok()?;
+    text.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -272,7 +339,7 @@ mod tests {
             // As another process would, without holding what it gets until the end of this one.
             let _only_one = FileLock::wait(&folder.join(SETUP_LOCK), || {}).unwrap();
             tarballs::fetch_checked(tarball.to_str().unwrap(), &folder.join("image.tar"), Some(sum)).unwrap();
-            assert!(replace(&folder, &folder.join("image.tar")).is_ok());
+            assert!(replace(&folder, &folder.join("image.tar"), sum).is_ok());
         };
         fs::create_dir_all(&folder).unwrap();
         let left = || {
@@ -297,7 +364,7 @@ mod tests {
         assert_eq!(left(), 0);
         assert_eq!(fs::read_to_string(contents.join("mark")).unwrap(), "three");
         // Nobody removes from under a setup.
-        fs::create_dir(folder.join("contents-old-x")).unwrap();
+        fs::create_dir(folder.join("contents-left-x")).unwrap();
         let setup = FileLock::existing(&folder.join(SETUP_LOCK)).unwrap();
         assert!(remove_left(&folder).unwrap().is_empty());
         drop(setup);
@@ -308,5 +375,47 @@ mod tests {
         assert_eq!(image_contents(&root, "tiny", url, Some(&sum)).unwrap(), contents);
         bring(&pack("five"));
         assert_eq!(left(), 1);
+    }
+
+    #[test]
+    fn contents_that_containers_may_use_without_a_lock_stay_until_the_machine_is_started_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = VrRoot::new(dir.path().join("apps"));
+        let folder = root.image("tiny");
+        // As the first version left it: with contents that it moved away, and those that its containers use now.
+        let moved = folder.join("contents-old-x/contents");
+        fs::create_dir_all(&moved).unwrap();
+        fs::create_dir(folder.join("contents")).unwrap();
+        let used = fs::metadata(folder.join("contents")).unwrap().ino();
+        let sum = "0123456789abcdef0123456789abcdef";
+        fs::write(folder.join(MARK), format!("md5 {sum}\n")).unwrap();
+        assert!(marked(&folder).is_some_and(|there| there.md5 == sum && !there.with_locks), "unpacked again");
+        let files = dir.path().join("files");
+        fs::create_dir(&files).unwrap();
+        fs::write(files.join("mark"), "new").unwrap();
+        let tarball = dir.path().join("image.tar");
+        let mut tar = vr_common::process::command("tar");
+        assert!(tar.arg("-C").arg(&files).arg("-cf").arg(&tarball).arg(".").status().unwrap().success());
+        let url = tarball.to_str().unwrap();
+        assert!(bring(&root, "tiny", url, None).unwrap().1.unpacked);
+        assert!(!bring(&root, "tiny", url, None).unwrap().1.unpacked);
+        assert_eq!(fs::read_to_string(folder.join("contents/mark")).unwrap(), "new");
+        assert!(marked(&folder).is_some_and(|there| there.with_locks));
+        let is_there = || {
+            fs::read_dir(&folder).unwrap().any(|entry| {
+                let contents = entry.unwrap().path().join("contents");
+                fs::metadata(contents).is_ok_and(|found| found.ino() == used)
+            })
+        };
+        assert!(remove_left(&folder).unwrap().is_empty() && moved.exists() && is_there());
+        assert!(remove_left_before(&folder, None).unwrap().is_empty());
+        // Once the machine was started again, nobody uses them.
+        let now = fs::metadata(&moved).unwrap().ctime();
+        assert!(last_start().is_some_and(|start| start > 0 && start <= now));
+        assert_eq!(remove_left_before(&folder, Some(now + 1000)).unwrap().len(), 2);
+        assert!(!moved.exists() && !is_there() && folder.join("contents/mark").exists());
+        // A mark that was written for contents that did not come is none.
+        fs::write(folder.join(MARK), format!("md5 {sum}\ninode 1\n")).unwrap();
+        assert!(marked(&folder).is_none());
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 use vr_common::archive::{self, ArchiveError, UnpackOptions};
-use vr_common::fetch::{FetchError, FetchOptions, Fetched, fetch_cached, without_credentials};
+use vr_common::fetch::{FetchError, FetchOptions, Fetched, fetch_cached, is_unfinished, without_credentials};
 use vr_common::lock::FileLock;
 use vr_common::log::DOING;
 use vr_common::proc_data::is_file_name;
@@ -93,9 +93,7 @@ pub(crate) fn remove_unfinished(folder: &Path) -> Result<Vec<(PathBuf, u64)>, Ta
     let mut removed = Vec::new();
     for entry in entries {
         let entry = entry.map_err(error)?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if !name.starts_with('.') || !name.contains(".part-") {
+        if !is_unfinished(&entry.file_name()) {
             continue;
         }
         let path = entry.path();
@@ -118,14 +116,18 @@ mod tests {
     #[test]
     fn only_what_nobody_fetches_any_more_is_removed() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["build.tar.gz", ".build.tar.gz.lock", ".dead.tar.part-1", ".live.tar.part-2"] {
+        let (dead, live) = (".dead.tar.part-0123456789abcdef", ".live.tar.part-00000000deadbeef");
+        // Of tarballs that somebody gave such a name, these are locks and sums.
+        let others =
+            ["build.tar.gz", ".build.tar.gz.lock", ".app.part-1.tar.gz.lock", ".app.part-1.tar.gz.sum"];
+        for name in others.into_iter().chain([dead, live]) {
             fs::write(dir.path().join(name), "content").unwrap();
         }
-        let live = FileLock::existing(&dir.path().join(".live.tar.part-2")).unwrap();
+        let live = FileLock::existing(&dir.path().join(live)).unwrap();
         let removed = remove_unfinished(dir.path()).unwrap();
         assert_eq!(removed.len(), 1);
-        assert_eq!(removed[0].0, dir.path().join(".dead.tar.part-1"));
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+        assert_eq!(removed[0].0, dir.path().join(dead));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 5);
         drop(live);
         assert_eq!(remove_unfinished(dir.path()).unwrap().len(), 1);
         assert!(remove_unfinished(&dir.path().join("missing")).unwrap().is_empty());

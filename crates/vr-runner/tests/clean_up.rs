@@ -142,14 +142,14 @@ fn a_setup_in_the_middle_is_left_alone_and_a_killed_one_is_cleared_away() {
     vr_common::archive::remove_tree(&world.root().join("images")).unwrap();
     let left = || {
         let entries = fs::read_dir(world.root().join("images/tiny")).into_iter().flatten();
-        entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("contents-old-"))
+        entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("contents-left-"))
     };
     let mut setup = setup_stopped_at(&world, "images", left);
     assert!(clean(&world, Duration::ZERO).removed.is_empty());
     setup.child.kill().unwrap();
     setup.child.wait().unwrap();
-    fs::write(world.root().join("builds/.build.tar.gz.part-0"), "half").unwrap();
-    fs::write(world.root().join("images/tiny/.image.tar.part-0"), "half").unwrap();
+    fs::write(world.root().join("builds/.build.tar.gz.part-0123456789abcdef"), "half").unwrap();
+    fs::write(world.root().join("images/tiny/.image.tar.part-0123456789abcdef"), "half").unwrap();
     assert_eq!(
         kinds(&clean(&world, DAY)),
         [RemovedKind::ReplacedImage, RemovedKind::UnfinishedDownload, RemovedKind::UnfinishedDownload]
@@ -192,14 +192,18 @@ fn a_proc_that_cannot_be_read_might_use_any_build() {
     let world = World::new("true").ready();
     let record = world.proc_folder().join("setup.json");
     fs::write(&record, "{\"user\":").unwrap();
+    let other = world.root().join("builds/unpacked/0-0-0");
+    fs::create_dir_all(other.join("layer/app")).unwrap();
     let done = clean_up(&VrRoot::new(world.root()), Duration::ZERO).unwrap();
+    // Said once for all builds.
     assert!(done.removed.is_empty() && done.failures.len() == 1, "{done:?}");
     let message = vr_common::exit::chain(&done.failures[0]);
     assert!(message.contains(&*record.to_string_lossy()), "{message}");
     let run = world.vrun("run");
     assert_eq!(run.status.code(), Some(1));
     assert!(text(&run.stderr).contains("hint: run `vrun setup FILE` first"), "{}", text(&run.stderr));
-    // The next setup repairs it.
+    assert!(world.vrun("teardown").status.success());
+    vr_common::archive::remove_tree(&other).unwrap();
     let world = world.ready();
     assert!(world.vrun("run").status.success());
     assert!(clean(&world, Duration::ZERO).removed.is_empty());

@@ -644,3 +644,17 @@ fn vrun_precise_always_uses_the_host_and_app_folder_needs_no_build() {
     assert!(world.vrun("setup").status.success());
     assert_eq!(said(&world), "no build at all\n");
 }
+
+#[test]
+fn a_run_that_waits_for_others_ends_when_it_is_told_to() {
+    let world = World::new("true").ready();
+    let unpacked = world.root().join("builds/unpacked");
+    let key = fs::read_dir(unpacked).unwrap().next().unwrap().unwrap().path();
+    let _alone = vr_common::lock::FileLock::existing(&key).unwrap();
+    let mut run = world.command("run");
+    run.arg("-v");
+    let mut run = world.start_command(run);
+    run.until_says("waiting for another command that unpacks or removes the same build");
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.end(), -1, "{}", run.output());
+}

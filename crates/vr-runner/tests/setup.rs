@@ -124,7 +124,7 @@ fn a_setup_that_was_killed_anywhere_is_repaired_by_the_next() {
         &|| world.root().join("images/tiny/image.tar").exists(),
         &|| {
             let found = fs::read_dir(world.root().join("images/tiny")).into_iter().flatten();
-            found.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("contents-old-"))
+            found.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("contents-left-"))
         },
         &|| world.root().join("images/tiny/contents").exists(),
         &|| world.proc_folder().join("rootfs").exists(),
@@ -154,7 +154,10 @@ fn a_setup_that_was_killed_anywhere_is_repaired_by_the_next() {
         for entry in fs::read_dir(&folder).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
             assert!(
-                !name.contains("part-") && !name.contains("-old-") && !name.ends_with(".new"),
+                !name.contains("part-")
+                    && !name.contains("-old-")
+                    && !name.contains("-left-")
+                    && !name.ends_with(".new"),
                 "left in {}: {name}",
                 folder.display()
             );
@@ -407,6 +410,157 @@ fn files_of_a_build_do_not_stay_when_there_is_none_any_more() {
     }
     let made = fs::metadata(&app).unwrap();
     assert_eq!((made.uid(), made.mode() & 0o7777), (65534, 0o755));
+    // As after a setup that was killed in between, and for another user.
+    std::os::unix::fs::chown(&app, Some(0), Some(0)).unwrap();
+    for (more, owner) in [("", 65534), ("user: daemon\n", 1)] {
+        let text_of_file = fs::read_to_string(world.file()).unwrap();
+        fs::write(world.file(), text_of_file + more).unwrap();
+        assert!(world.vrun("setup").status.success());
+        let made = fs::metadata(&app).unwrap();
+        assert_eq!((made.uid(), made.gid()), (owner, owner));
+    }
+}
+
+#[test]
+fn a_record_that_cannot_be_read_costs_nothing_of_what_the_app_wrote() {
+    let world = World::new("touch /app/own; ls").ready();
+    assert!(world.vrun("run").status.success());
+    let (record, own) = (world.proc_folder().join("setup.json"), world.proc_folder().join("rootfs/app/own"));
+    // Of another version, to which a user is something else.
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    json["user"] = "daemon".into();
+    fs::write(&record, json.to_string()).unwrap();
+    let run = world.vrun("run");
+    assert!(text(&run.stderr).contains("hint: run `vrun setup FILE` first"), "{}", text(&run.stderr));
+    let world = world.ready();
+    assert!(own.exists());
+    assert_eq!(text(&world.vrun("run").stdout), "Procfile\nown\nserve\n");
+    for nonsense in ["", "{\"layer\":"] {
+        fs::write(&record, nonsense).unwrap();
+        let message = refused(&world, 1);
+        assert!(
+            message.contains(&*record.to_string_lossy()) && message.contains("hint: `vrun teardown"),
+            "{message}"
+        );
+        assert!(own.exists() && record.exists());
+    }
+    assert!(world.vrun("teardown").status.success());
+    let world = world.ready();
+    assert!(!own.exists());
+    assert!(world.vrun("run").status.success());
+}
+
+#[test]
+fn half_an_app_of_an_older_setup_is_not_taken_for_a_whole_one() {
+    use std::os::unix::process::CommandExt;
+    let mut world = World::new("echo first");
+    world.pack();
+    let tarball = world.path().join("build.tar.gz");
+    let first = fs::read(&tarball).unwrap();
+    let sum = vr_common::fetch::md5_file(&tarball).unwrap();
+    let with_sum = |sum: &str| format!("build_md5: {sum}\n");
+    world.extra = with_sum(&sum);
+    world.write_yaml();
+    let home = world.path().join("home");
+    fs::create_dir(&home).unwrap();
+    std::os::unix::fs::chown(&home, Some(65534), Some(65534)).unwrap();
+    fs::set_permissions(world.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let root = home.join("apps");
+    let setup = |world: &World| {
+        let mut command = world.command("setup");
+        command.env("VR_ROOT", &root).uid(65534).gid(65534);
+        finish(command)
+    };
+    assert!(setup(&world).status.success());
+    let folder = root.join("procs").join(support::NAME);
+    let app = folder.join("rootfs/app");
+    let unpacked = root.join("builds/unpacked");
+    fs::rename(unpacked.join(format!("{sum}-65534-65534/layer/app")), &app).unwrap();
+    vr_common::archive::remove_tree(&unpacked).unwrap();
+    fs::remove_file(folder.join("setup.json")).unwrap();
+    fs::write(folder.join("build.mark"), format!("md5 {sum}\nfor 65534:65534\n")).unwrap();
+    std::os::unix::fs::chown(folder.join("build.mark"), Some(65534), Some(65534)).unwrap();
+    assert!(setup(&world).status.success());
+    assert!(!unpacked.exists(), "the app did not keep its copy");
+    // Another build comes, and the old one can only be removed in part: in the folder is something of root's.
+    fs::create_dir(app.join("of-root")).unwrap();
+    fs::write(app.join("of-root/file"), "").unwrap();
+    world.app_program("serve", "#!/bin/sh\necho second\n");
+    world.pack();
+    world.extra = with_sum(&vr_common::fetch::md5_file(&tarball).unwrap());
+    world.write_yaml();
+    assert_eq!(setup(&world).status.code(), Some(1));
+    assert!(app.join("of-root").exists() && !app.join("serve").exists());
+    vr_common::archive::remove_tree(&app.join("of-root")).unwrap();
+    // And then the old one again.
+    fs::write(&tarball, first).unwrap();
+    world.extra = with_sum(&sum);
+    world.write_yaml();
+    assert!(setup(&world).status.success());
+    let layer = unpacked.join(format!("{sum}-65534-65534/layer/app/serve"));
+    assert!(layer.is_file() && !folder.join("build.mark").exists());
+}
+
+#[test]
+fn where_there_can_be_no_overlay_a_proc_has_a_copy_of_its_build() {
+    let in_overlay = |world: &World, script: &str| {
+        for name in ["lower", "upper", "work", "apps"] {
+            fs::create_dir_all(world.path().join(name)).unwrap();
+        }
+        let path = world.path().display();
+        let mount = format!(
+            "mount -t overlay none -o lowerdir={path}/lower,upperdir={path}/upper,workdir={path}/work {path}/apps"
+        );
+        let mut command = vr_common::process::command("unshare");
+        command.env("VR_ROOT", world.root()).env("VR_ENGINE", support::engine());
+        command.env("VRUN", env!("CARGO_BIN_EXE_vrun")).env("FILE", world.file());
+        finish({
+            command.args([
+                "--mount",
+                "sh",
+                "-ec",
+                &format!("{mount}; vrun() {{ \"$VRUN\" -v \"$@\"; }}; {script}"),
+            ]);
+            command
+        })
+    };
+    let world = World::new("echo first; ls; touch own");
+    world.app_program("uptests/web/test", "#!/bin/sh\nexit 0\n");
+    world.pack();
+    let twice = "vrun setup $FILE; vrun run $FILE; vrun setup $FILE; vrun run $FILE; vrun uptest $FILE";
+    let done = in_overlay(&world, twice);
+    let message = text(&done.stderr);
+    assert!(done.status.success(), "{message}");
+    let stdout = text(&done.stdout);
+    assert!(stdout.contains("first\nProcfile\nserve\nuptests\n"), "{stdout}");
+    assert!(stdout.contains("first\nProcfile\nown\nserve\nuptests\n"), "{stdout}");
+    assert!(stdout.contains("\"Passed\":true"), "{stdout}");
+    assert_eq!(
+        message.matches("is on an overlay file system, where builds cannot be shared").count(),
+        1,
+        "{message}"
+    );
+    let upper = world.path().join("upper");
+    let folder = upper.join("procs").join(support::NAME);
+    assert!(!upper.join("builds/unpacked").exists() && !folder.join("build").exists());
+    assert!(folder.join("rootfs/app/own").exists());
+    // Another build takes its place.
+    world.app_program("serve", "#!/bin/sh\necho second; ls\n");
+    fs::remove_file(upper.join("builds/build.tar.gz")).unwrap();
+    world.pack();
+    let done = in_overlay(&world, "vrun setup $FILE; vrun run $FILE");
+    assert!(text(&done.stdout).contains("second\nProcfile\nserve\nuptests\n"), "{}", text(&done.stderr));
+
+    let world = World::with_image("true");
+    world.pack();
+    let done = in_overlay(&world, "vrun setup $FILE");
+    let message = text(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{message}");
+    let expected =
+        format!("{} is on an overlay file system, over which no image", world.proc_folder().display());
+    assert!(message.contains(&expected), "{message}");
+    assert!(message.contains("hint: set VR_ROOT"), "{message}");
+    assert!(!world.path().join("upper/images").exists());
 }
 
 #[test]

@@ -175,6 +175,13 @@ fn what_cannot_be_tested_is_an_error_and_not_a_result() {
     let before_setup = world.vrun("uptest");
     assert_eq!((before_setup.status.code(), text(&before_setup.stdout)), (Some(1), String::new()));
     assert!(text(&before_setup.stderr).contains("hint: run `vrun setup FILE` first"));
+    // Without its build, it is not known whether there are tests.
+    let world = world.ready();
+    assert_eq!(text(&world.vrun("uptest").stdout), "[]\n");
+    vr_common::archive::remove_tree(&world.root().join("builds/unpacked")).unwrap();
+    let without_build = world.vrun("uptest");
+    assert_eq!((without_build.status.code(), text(&without_build.stdout)), (Some(1), String::new()));
+    assert!(text(&without_build.stderr).contains("is not set up"), "{}", text(&without_build.stderr));
     std::fs::write(world.file(), "cmd: 'true'").unwrap();
     assert!(world.vrun("setup").status.success());
     let nameless = world.vrun("uptest");

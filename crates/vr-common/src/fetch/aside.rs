@@ -21,6 +21,12 @@ pub(crate) fn unfinished_prefix(name: &OsStr) -> OsString {
     prefix
 }
 
+/// Whether a file's name is that of an unfinished one, for whatever target: `.{name}.part-` and 16 hexadecimal digits.
+pub(crate) fn is_unfinished(name: &OsStr) -> bool {
+    let Some((front, number)) = name.as_encoded_bytes().split_last_chunk::<16>() else { return false };
+    front.starts_with(b".") && front.ends_with(b".part-") && number.iter().all(u8::is_ascii_hexdigit)
+}
+
 /// The sibling of `target` with the name `.{name}.{suffix}`.
 pub(crate) fn hidden_sibling(target: &Path, suffix: &str) -> io::Result<PathBuf> {
     let mut name = OsString::from(".");
@@ -119,7 +125,10 @@ fn remove_abandoned(target: &Path) -> io::Result<()> {
     let prefix = unfinished_prefix(file_name(target)?);
     for entry in fs::read_dir(folder_of(target))? {
         let entry = entry?;
-        if !entry.file_name().as_encoded_bytes().starts_with(prefix.as_encoded_bytes())
+        let name = entry.file_name();
+        // Other files have names that begin like that, such as the lock for a target called `{name}.part-1`.
+        if !name.as_encoded_bytes().starts_with(prefix.as_encoded_bytes())
+            || !is_unfinished(&name)
             || !entry.file_type().is_ok_and(|kind| kind.is_file())
         {
             continue;

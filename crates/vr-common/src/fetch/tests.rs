@@ -358,15 +358,53 @@ fn many_callers_for_one_file_fetch_it_once() {
 }
 
 #[test]
+fn a_file_whose_fetch_ended_before_its_record_is_not_taken_for_one_from_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+    fs::write(&one, "one").unwrap();
+    fs::write(&two, "two").unwrap();
+    let target = dir.path().join("cache/target");
+    let fetch_from =
+        |source: &Path| fetch_cached(source.to_str().unwrap(), &target, &FetchOptions::default());
+    // The record cannot be written, which ends a fetch where it might be killed.
+    let obstacle = dir.path().join("cache/.target.sum.new");
+    fs::create_dir_all(&obstacle).unwrap();
+    assert!(fetch_from(&one).is_err());
+    assert_eq!(fs::read_to_string(&target).unwrap(), "one");
+    fs::remove_dir(&obstacle).unwrap();
+    assert!(fetch_from(&two).unwrap().downloaded);
+    assert_eq!(fs::read_to_string(&target).unwrap(), "two");
+    // Nor is it fetched again when it is the right one.
+    fs::create_dir(&obstacle).unwrap();
+    assert!(fetch_from(&one).is_err());
+    fs::remove_dir(&obstacle).unwrap();
+    assert!(!fetch_from(&one).unwrap().downloaded);
+    assert_eq!(names(&dir.path().join("cache")), [".target.lock", ".target.sum", "target"]);
+    // One that did not come after all says nothing about the one that is there.
+    let options = FetchOptions::default();
+    let gone = fetch_with(two.to_str().unwrap(), &target, &options, |file| {
+        Record::announce(two.to_str().unwrap(), &target, &file.metadata()?)?;
+        Err(io::Error::other("killed"))
+    });
+    assert!(gone.is_err());
+    assert!(!fetch_from(&one).unwrap().downloaded);
+    assert!(fetch_from(&two).unwrap().downloaded);
+}
+
+#[test]
 fn what_killed_fetches_left_is_removed_and_what_live_ones_write_is_not() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("target");
-    fs::write(dir.path().join(".target.part-dead"), "half").unwrap();
+    fs::write(dir.path().join(".target.part-0123456789abcdef"), "half").unwrap();
+    // Of another target.
+    let other_lock = dir.path().join(".target.part-1.lock");
+    fs::write(&other_lock, "").unwrap();
     let mut first = AsideFile::create(&target).unwrap();
     first.file().write_all(b"first").unwrap();
     let mut second = AsideFile::create(&target).unwrap();
     second.file().write_all(b"second").unwrap();
-    assert_eq!(names(dir.path()).len(), 2);
+    assert_eq!(names(dir.path()).len(), 3);
+    fs::remove_file(other_lock).unwrap();
     second.place().unwrap();
     assert_eq!(fs::read_to_string(&target).unwrap(), "second");
     first.place().unwrap();

@@ -486,9 +486,12 @@ fn what_yaml_1_1_makes_of_a_text_is_refused_where_it_cannot_be() {
     for (text, expected) in [
         (
             "a: 1\nb: 0777777777777777777777777",
-            "config: b: 0777777777777777777777777 is too large an integer",
+            "config: b: the integer 0777777777777777777777777 is larger than 64 bits",
         ),
-        ("a: [0x1_0000_0000_0000_0000]", "is too large an integer: 64 bits hold no more"),
+        (
+            "a: [0x1_0000_0000_0000_0000]",
+            "the integer 0x1_0000_0000_0000_0000 is larger than 64 bits; put it in quotes if it is a text",
+        ),
         ("yes: 1\nb: 2\ntrue: 3", "two keys that are both the boolean true"),
         ("a: {<<: 1}", "<<: expected a mapping or a list of mappings, found the number 1"),
         ("a: {<<: [1]}", "<<: expected a mapping or a list of mappings, found the number 1"),

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_yaml::{Mapping, Value};
 
-use super::{kind, plain};
+use super::{kind, plain, too_large_integer};
 
 /// The document as YAML 1.1 has it. It must have been checked for its size.
 pub(super) fn document(text: &str) -> Result<Value, serde_yaml::Error> {
@@ -38,10 +38,7 @@ impl<'a> Again<'a> {
         if meaning.as_ref() == Some(self.value) || !is_bare(self.text, lent) {
             return Ok(self.value.clone());
         }
-        meaning.ok_or_else(|| {
-            let shown: String = lent.chars().take(60).collect();
-            E::custom(format!("{shown} is too large an integer: 64 bits hold no more"))
-        })
+        meaning.ok_or_else(|| E::custom(too_large_integer(lent)))
     }
 }
 

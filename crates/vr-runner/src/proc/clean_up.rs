@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
+use vr_common::exit;
 use vr_common::paths::VrRoot;
 
 use super::record::Record;
@@ -105,12 +106,18 @@ fn clean_downloads(folder: &Path, done: &mut CleanedUp) {
 }
 
 fn clean_builds(root: &VrRoot, unused_for: Duration, done: &mut CleanedUp) -> Result<(), ProcError> {
+    // What keeps one build from being judged does so for all; once is enough.
+    let mut said = BTreeSet::new();
     for folder in folders_in(&layer::folder_of_all(root))? {
         let Some(key) = folder.file_name().and_then(|name| name.to_str()) else { continue };
         match layer::remove_if_unused(root, key, unused_for, || Ok(keys_in_use(root)?.contains(key))) {
             Ok(Some(bytes)) => done.add(RemovedKind::UnpackedBuild, vec![(folder, bytes)]),
             Ok(None) => {}
-            Err(error) => done.failures.push(error),
+            Err(error) => {
+                if said.insert(exit::chain(&error)) {
+                    done.failures.push(error);
+                }
+            }
         }
     }
     Ok(())
@@ -120,7 +127,7 @@ fn clean_builds(root: &VrRoot, unused_for: Duration, done: &mut CleanedUp) -> Re
 fn keys_in_use(root: &VrRoot) -> Result<BTreeSet<String>, ProcError> {
     let mut keys = BTreeSet::new();
     for folder in folders_in(&root.procs())? {
-        keys.extend(Record::read(&folder)?.and_then(|record| record.layer));
+        keys.extend(Record::read_layer(&folder)?);
     }
     Ok(keys)
 }

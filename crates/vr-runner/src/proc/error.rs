@@ -158,6 +158,22 @@ pub enum ProcError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// Nor does it say which build the app had.
+    #[error("{} is not what setup writes, so it is not known which files are the app's own", path.display())]
+    LostRecord {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// The proc's folder cannot lie over its image.
+    #[error("{} is on {file_system}, over which no image can be used", folder.display())]
+    NoOverlay {
+        /// The proc's folder.
+        folder: PathBuf,
+        /// What it is on, with its article.
+        file_system: &'static str,
+    },
     /// Setup was not done.
     #[error("{name} is not set up")]
     NotSetUp {
@@ -196,6 +212,12 @@ impl ProcError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NotSetUp { .. } | Self::BadRecord { .. } => Some("run `vrun setup FILE` first"),
+            Self::LostRecord { .. } => {
+                Some("`vrun teardown FILE` removes all files of the proc; then run `vrun setup FILE`")
+            }
+            Self::NoOverlay { .. } => Some(
+                "set VR_ROOT to a folder of a local file system such as ext4, xfs or btrfs, or mount one there",
+            ),
             Self::Container(ContainerError::NoUserNamespace { .. }) => Some("run it as root"),
             Self::Container(ContainerError::NoController { .. } | ContainerError::Cgroup { .. }) => Some(
                 "limits need control groups mounted and writable; without limits in its file the proc runs",

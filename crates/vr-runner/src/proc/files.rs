@@ -3,13 +3,15 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, fchmod, fchown, fsync, openat, renameat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
+
+use vr_common::archive::remove_tree;
 
 use super::ProcError;
 
@@ -80,7 +82,13 @@ pub(super) fn write_file(
         if durable == Durable::Yes {
             file.sync_all()?;
         }
-        renameat(&folder, &aside, &folder, name)?;
+        match renameat(&folder, &aside, &folder, name) {
+            Err(Errno::ISDIR) => {
+                remove_name(&folder, name)?;
+                renameat(&folder, &aside, &folder, name)?;
+            }
+            done => done?,
+        }
         if durable == Durable::Yes {
             fsync(&folder)?;
         }
@@ -122,9 +130,14 @@ pub(super) fn give_away(path: &Path, uid: u32, gid: u32) -> Result<(), ProcError
     })
 }
 
-fn remove_name(folder: impl AsFd, name: &str) -> io::Result<()> {
+/// Removes whatever has the name: an app with root's rights may have left a whole folder there.
+fn remove_name(folder: &OwnedFd, name: &str) -> io::Result<()> {
     match unlinkat(folder, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
+        // By the open folder, which is none that a link leads to.
+        Err(Errno::ISDIR) => {
+            remove_tree(&Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(name))
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -156,6 +169,25 @@ mod tests {
         assert!(made.is_file());
         assert_eq!(made.permissions().mode() & 0o7777, 0o640);
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_replaces_a_folder_with_all_that_is_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        fs::create_dir(&victim).unwrap();
+        fs::write(victim.join("file"), "untouched").unwrap();
+        let folder = dir.path().join("rootfs");
+        for name in ["env.sh/inner", ".env.sh.new/inner"] {
+            fs::create_dir_all(folder.join(name)).unwrap();
+            symlink(&victim, folder.join(name).join("link")).unwrap();
+        }
+        let access = Access { mode: 0o640, group: 0 };
+        assert!(!holds(&folder, "env.sh", b"new", access));
+        write_file(&folder, "env.sh", b"new", access, Durable::Yes).unwrap();
+        assert!(holds(&folder, "env.sh", b"new", access));
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+        assert_eq!(fs::read_to_string(victim.join("file")).unwrap(), "untouched");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Timespec, Timestamps, UTIME_NOW, futimens, syncfs};
 use vr_common::archive::{self, UnpackOptions};
-use vr_common::fetch::known_md5;
+use vr_common::fetch::{Fetched, known_md5};
 use vr_common::lock::{FileLock, LockError};
 use vr_common::log::DOING;
 use vr_common::paths::VrRoot;
@@ -111,8 +111,7 @@ pub(super) fn bring(
     md5: Option<&str>,
     owner: Owner,
 ) -> Result<HeldLayer, ProcError> {
-    let name = tarballs::file_name(url)?;
-    let tarball = root.builds().join(name);
+    let tarball = root.builds().join(tarballs::file_name(url)?);
     let key = |md5: &str| format!("{}-{}-{}", md5.to_ascii_lowercase(), owner.uid, owner.gid);
     let known = md5.map(str::to_owned).or_else(|| known_md5(url, &tarball));
     if let Some(md5) = &known
@@ -120,16 +119,8 @@ pub(super) fn bring(
     {
         return Ok(held);
     }
-    let io_error = |source| ProcError::Io { step: "make the folder", path: root.builds(), source };
-    fs::create_dir_all(root.path()).map_err(io_error)?;
-    // Builds may hold what is nobody else's business on this host.
-    make_folder(&root.builds(), 0o700)?;
+    let _only_one = keep_others_from(root, url)?;
     make_folder(&folder_of_all(root), 0o700)?;
-    // Another proc's build may have the same file name and another sum. Until this one is unpacked, it must not take
-    // the tarball's place.
-    let _only_one = FileLock::wait(&root.builds().join(format!(".{name}.setup.lock")), || {
-        tracing::info!(target: DOING, "waiting for another setup with a tarball called {name}");
-    })?;
     // Whoever was waited for may have done all the work.
     if let Some(md5) = md5
         && let Some(held) = HeldLayer::find(root, &key(md5))?
@@ -137,7 +128,7 @@ pub(super) fn bring(
         return Ok(held);
     }
     let fetched = tarballs::fetch_checked(url, &tarball, md5)?;
-    let mut work = Work { fetched: if fetched.downloaded { fetched.bytes } else { 0 }, unpacked: false };
+    let mut work = Work { fetched: bytes_of(&fetched), unpacked: false };
     let key = key(&fetched.md5);
     loop {
         if let Some(held) = HeldLayer::find(root, &key)? {
@@ -145,6 +136,40 @@ pub(super) fn bring(
         }
         work.unpacked |= unpack(root, &key, &tarball, owner)?;
     }
+}
+
+/// Another proc's build may have the same file name and another sum. Until this one is unpacked, it must not take the
+/// tarball's place.
+fn keep_others_from(root: &VrRoot, url: &str) -> Result<FileLock, ProcError> {
+    let name = tarballs::file_name(url)?;
+    let io_error = |source| ProcError::Io { step: "make the folder", path: root.builds(), source };
+    fs::create_dir_all(root.path()).map_err(io_error)?;
+    // Builds may hold what is nobody else's business on this host.
+    make_folder(&root.builds(), 0o700)?;
+    Ok(FileLock::wait(&root.builds().join(format!(".{name}.setup.lock")), || {
+        tracing::info!(target: DOING, "waiting for another setup with a tarball called {name}");
+    })?)
+}
+
+fn bytes_of(fetched: &Fetched) -> u64 {
+    if fetched.downloaded { fetched.bytes } else { 0 }
+}
+
+/// Unpacks a build for one proc alone, into a folder that is not there yet.
+pub(super) fn copy(
+    root: &VrRoot,
+    url: &str,
+    md5: Option<&str>,
+    owner: Owner,
+    into: &Path,
+) -> Result<Work, ProcError> {
+    let _only_one = keep_others_from(root, url)?;
+    let tarball = root.builds().join(tarballs::file_name(url)?);
+    let fetched = tarballs::fetch_checked(url, &tarball, md5)?;
+    tarballs::unpack(&tarball, into, UnpackOptions::build(owner.uid, owner.gid))?;
+    let io_error = |source| ProcError::Io { step: "write to disk", path: into.to_owned(), source };
+    syncfs(File::open(into).map_err(io_error)?).map_err(|error| io_error(error.into()))?;
+    Ok(Work { fetched: bytes_of(&fetched), unpacked: true })
 }
 
 /// Makes a layer, unless somebody else does meanwhile; says whether it did.

@@ -11,6 +11,7 @@ mod layer;
 mod log;
 mod lxc;
 mod name;
+mod overlays;
 mod predecessor;
 mod record;
 mod root;
@@ -24,9 +25,10 @@ mod teardown;
 mod uptest;
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use vr_common::lock::FileLock;
+use vr_common::lock::{FileLock, LockError};
 use vr_common::paths::VrRoot;
 use vr_common::proc_data::{self, ProcData, Scalar};
 
@@ -247,7 +249,64 @@ impl Proc {
 
 /// See [`Proc::lock_folder`].
 fn lock_folder(folder: &Path) -> Result<FileLock, ProcError> {
-    let lock = FileLock::existing(folder)?;
+    let lock = loop {
+        let lock = FileLock::existing(folder)?;
+        // A teardown may have removed the folder after it was opened; then that lock keeps nobody out.
+        if lock.is_on(folder) {
+            break lock;
+        }
+    };
     predecessor::wait_until_gone(folder)?;
     Ok(lock)
+}
+
+/// The same for a folder that is made when it is missing, again if a teardown has just removed it.
+fn make_and_lock_folder(folder: &Path) -> Result<FileLock, ProcError> {
+    let all = folder.parent().unwrap_or(folder);
+    loop {
+        fs::create_dir_all(all).map_err(|source| ProcError::Io {
+            step: "make the folder for",
+            path: folder.to_owned(),
+            source,
+        })?;
+        // Only root may enter: inside are settings and files that belong to other users.
+        match files::make_folder(folder, 0o700).and_then(|()| lock_folder(folder)) {
+            Err(ProcError::Io { source, .. } | ProcError::Lock(LockError::Io { source, .. }))
+                if source.kind() == io::ErrorKind::NotFound => {}
+            taken => return taken,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_lock_is_on_the_folder_that_is_there_while_others_remove_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("procs/proc");
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    if let Ok(_alone) = lock_folder(&folder) {
+                        fs::remove_dir(&folder).unwrap();
+                    }
+                }
+            });
+            let mut taken = 0;
+            let mut lost = 0;
+            while taken < 3000 {
+                if let Ok(lock) = make_and_lock_folder(&folder) {
+                    taken += 1;
+                    lost += usize::from(!lock.is_on(&folder));
+                }
+            }
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(lost, 0);
+        });
+    }
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::ProcError;
@@ -13,7 +14,7 @@ use crate::container::Credentials;
 
 const FILE_NAME: &str = "setup.json";
 
-/// The decisions.
+/// The decisions. Whatever is added gets a default that is right for what an older vrun set up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     /// Whom the app runs as. Looked up once: what the app writes to its `/etc/passwd` must not change it.
@@ -22,9 +23,21 @@ pub(super) struct Record {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub layer: Option<String>,
     /// Whether the command is more than every shell understands.
+    #[serde(default = "yes")]
     pub needs_bash: bool,
     /// The texts that a container starts from.
     texts: Vec<Text>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What decides about the app's own files, out of a record of whatever version.
+#[derive(Deserialize)]
+struct LayerOnly {
+    #[serde(default)]
+    layer: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,15 +78,13 @@ impl Record {
 
     /// The record in a proc's folder, if there is one.
     pub fn read(folder: &Path) -> Result<Option<Self>, ProcError> {
-        let path = folder.join(FILE_NAME);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            // The folder itself is somebody's file.
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(None),
-            Err(source) => return Err(ProcError::Io { step: "read", path, source }),
-        };
-        serde_json::from_slice(&text).map(Some).map_err(|source| ProcError::BadRecord { path, source })
+        read_as(folder)
+    }
+
+    /// The unpacked build that it refers to, also when nothing else in it makes sense to this version.
+    pub fn read_layer(folder: &Path) -> Result<Option<String>, ProcError> {
+        let there: Option<LayerOnly> = read_as(folder)?;
+        Ok(there.and_then(|record| record.layer))
     }
 
     /// Writes it, which makes the proc count as set up.
@@ -111,6 +122,19 @@ impl Record {
     }
 }
 
+/// What a proc's folder has under the record's name, if there is anything.
+fn read_as<T: DeserializeOwned>(folder: &Path) -> Result<Option<T>, ProcError> {
+    let path = folder.join(FILE_NAME);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // The folder itself is somebody's file.
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(None),
+        Err(source) => return Err(ProcError::Io { step: "read", path, source }),
+    };
+    serde_json::from_slice(&text).map(Some).map_err(|source| ProcError::BadRecord { path, source })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,10 +159,20 @@ mod tests {
         }
         record.put_texts(dir.path()).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "#!/bin/sh\n");
+        // Of a version to come, which has other words for other things.
+        fs::write(dir.path().join(FILE_NAME), r#"{"user": "daemon", "layer": "key", "new": {}}"#).unwrap();
+        assert!(matches!(Record::read(dir.path()), Err(ProcError::BadRecord { .. })));
+        assert_eq!(Record::read_layer(dir.path()).unwrap().as_deref(), Some("key"));
+        // Of one that did not know yet which shell.
+        fs::write(dir.path().join(FILE_NAME), r#"{"user": {"uid": 1, "gid": 2, "groups": []}, "texts": []}"#)
+            .unwrap();
+        assert!(Record::read(dir.path()).unwrap().unwrap().needs_bash);
         fs::write(dir.path().join(FILE_NAME), "{\"user\":").unwrap();
+        assert!(matches!(Record::read_layer(dir.path()), Err(ProcError::BadRecord { .. })));
         assert!(matches!(Record::read(dir.path()), Err(ProcError::BadRecord { .. })));
         Record::remove(dir.path()).unwrap();
         Record::remove(dir.path()).unwrap();
         assert_eq!(Record::read(dir.path()).unwrap(), None);
+        assert_eq!(Record::read_layer(dir.path()).unwrap(), None);
     }
 }

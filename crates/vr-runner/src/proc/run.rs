@@ -78,14 +78,12 @@ pub fn run(proc: &Proc, options: &RunOptions) -> Result<RunEnd, ProcError> {
         Some(path) => status::write(path, status).map_err(io_error("write the status file", path)),
         None => Ok(()),
     };
-    let proc_files = Path::new("/proc/self");
-    let mut news = status::beginning().map_err(io_error("read", proc_files))?;
-    let signals = WatchedSignals::take().map_err(io_error("watch for signals of", proc_files))?;
+    let mut news = status::beginning().map_err(io_error("read", Path::new("/proc/self")))?;
     let started = start(proc, &record, log.is_some());
     // It may be large, and this process stays for long.
     drop(record);
     match started {
-        Ok((mut running, _held)) => {
+        Ok(Started { mut running, signals, _held }) => {
             news.app_pid = u32::try_from(running.program_pid()).ok();
             if let Err(error) = predecessor::remember(proc, running.pid()) {
                 tracing::warn!(
@@ -122,15 +120,29 @@ pub fn run(proc: &Proc, options: &RunOptions) -> Result<RunEnd, ProcError> {
     }
 }
 
-/// The second value is to be kept until the container is gone.
-fn start(proc: &Proc, record: &Record, capture: bool) -> Result<(Running, Held), ProcError> {
+/// A container that runs.
+struct Started {
+    running: Running,
+    /// What it is to be told.
+    signals: WatchedSignals,
+    /// To be kept until it is gone.
+    _held: Held,
+}
+
+fn start(proc: &Proc, record: &Record, capture: bool) -> Result<Started, ProcError> {
     scratch::clear(proc)?;
     let (root, mut held) = root(proc, record, View::Own)?;
     let mut spec = proc.container("", root, record, &["run"])?;
     spec.streams = if capture { Streams::Captured } else { Streams::InheritOutput };
+    // Not before: what came so far may have waited for others, and a signal ends that.
+    let signals = WatchedSignals::take().map_err(|source| ProcError::Io {
+        step: "watch for signals of",
+        path: "/proc/self".into(),
+        source,
+    })?;
     let running = Container::start(spec)?;
     held.renew()?;
-    Ok((running, held))
+    Ok(Started { running, signals, _held: held })
 }
 
 /// When a container that was asked to end will be killed.

@@ -9,22 +9,26 @@ use std::path::{Path, PathBuf};
 use rustix::process::{getegid, geteuid};
 use serde_yaml::Value;
 use vr_common::fetch::without_credentials;
+use vr_common::log::DOING;
 use vr_common::{archive, exit, yaml};
 
-use super::files::{give_away, make_folder};
+use super::files::{Access, Durable, give_away, make_folder, write_file};
 use super::layer::{self, HeldLayer, Owner};
+use super::overlays::{self, Overlays};
 use super::record::{Record, Text};
-use super::{Proc, ProcError, lxc, script};
+use super::{Proc, ProcError, lxc, make_and_lock_folder, script};
 use crate::container::{Credentials, clear_left_groups, read_beneath, why_no_limits};
 use crate::image;
 use crate::tarballs;
 use crate::tarballs::Work;
 
-/// Says which tarball `rootfs/app` was unpacked from, and for whom, in procs that were set up when builds were not
-/// shared yet.
-const OLD_BUILD_MARK: &str = "build.mark";
-/// Begin the names of what such a setup left when it was killed.
-const OLD_LEFTOVERS: [&str; 2] = ["build", ".build."];
+/// Says which tarball `rootfs/app` was unpacked from, and for whom, in procs that have a copy of their own: on file
+/// systems where builds cannot be shared, and when they were not shared yet.
+const COPY_MARK: &str = "build.mark";
+/// A copy in the making.
+const UNFINISHED_COPY: &str = "build";
+/// Begin the names of what a setup left that was killed while it made one.
+const COPY_LEFTOVERS: [&str; 2] = [UNFINISHED_COPY, ".build."];
 const LONGEST_PROCFILE: u64 = 1 << 20;
 
 /// Where everything of a proc is, and what it took to get it there.
@@ -51,16 +55,13 @@ pub fn setup(proc: &Proc) -> Result<SetUp, ProcError> {
     }
     // Bad ones are refused here and not first when the proc is to run.
     proc.limits()?;
-    let image_work = set_image_up(proc)?;
     let folder = proc.folder();
-    let io_error = |step| {
-        let path = folder.clone();
-        move |source| ProcError::Io { step, path, source }
-    };
-    fs::create_dir_all(proc.root.procs()).map_err(io_error("make the folder for"))?;
-    // Only root may enter: inside are settings and files that belong to other users.
-    make_folder(&folder, 0o700)?;
-    let _lock = proc.lock_folder()?;
+    let overlays = overlays::on(&folder)?;
+    if let (Overlays::Impossible(file_system), true) = (overlays, proc.image.is_some()) {
+        return Err(ProcError::NoOverlay { folder, file_system });
+    }
+    let image_work = set_image_up(proc)?;
+    let _lock = make_and_lock_folder(&folder)?;
     clear_left_groups();
     if proc.limits()?.is_empty()
         && let Some(reason) = why_no_limits()
@@ -70,12 +71,9 @@ pub fn setup(proc: &Proc) -> Result<SetUp, ProcError> {
     make_folder(&proc.rootfs(), 0o755)?;
     make_folder(&folder.join("work"), 0o700)?;
     let user = proc.credentials()?;
-    let before = Record::read(&folder).unwrap_or_else(|error| {
-        tracing::warn!(error = exit::chain(&error), "the last setup is of no use");
-        None
-    });
+    let layer_before = layer_before(proc)?;
     // Held until the record says that this proc uses it.
-    let layer = set_build_up(proc, &user, before.as_ref())?;
+    let (layer, build_work) = set_build_up(proc, &user, layer_before.as_deref(), overlays)?;
     let record = record(proc, &user, layer.as_ref())?;
     let mut changed = record.put_texts(&proc.rootfs())?;
     if !Record::read(&folder).is_ok_and(|there| there.as_ref() == Some(&record)) {
@@ -83,7 +81,6 @@ pub fn setup(proc: &Proc) -> Result<SetUp, ProcError> {
         changed = true;
     }
     lxc::write(proc, &record)?;
-    let build_work = layer.as_ref().map(HeldLayer::work).unwrap_or_default();
     Ok(SetUp {
         folder,
         image: proc.image.clone(),
@@ -103,25 +100,37 @@ fn set_image_up(proc: &Proc) -> Result<Work, ProcError> {
     Ok(Work::default())
 }
 
+/// The build that the proc was set up with. What its app wrote goes with another one, so not knowing it is an error.
+fn layer_before(proc: &Proc) -> Result<Option<String>, ProcError> {
+    let folder = proc.folder();
+    if let Err(error @ ProcError::BadRecord { .. }) = Record::read(&folder) {
+        tracing::warn!(error = exit::chain(&error), "the last setup is done again");
+    }
+    Record::read_layer(&folder).map_err(|error| match error {
+        ProcError::BadRecord { path, source } => ProcError::LostRecord { path, source },
+        error => error,
+    })
+}
+
 /// Brings the build into place, and removes what the app wrote over another one. What it wrote over this one stays.
 fn set_build_up(
     proc: &Proc,
     user: &Credentials,
-    before: Option<&Record>,
-) -> Result<Option<HeldLayer>, ProcError> {
+    layer_before: Option<&str>,
+    overlays: Overlays,
+) -> Result<(Option<HeldLayer>, Work), ProcError> {
     let app = proc.rootfs().join("app");
-    let old_mark_file = proc.folder().join(OLD_BUILD_MARK);
-    let old_mark = fs::read_to_string(&old_mark_file).ok();
+    let copy_mark = fs::read_to_string(proc.folder().join(COPY_MARK)).ok();
     let is_there = fs::symlink_metadata(&app).is_ok_and(|found| found.is_dir());
-    let layer_before = before.and_then(|record| record.layer.as_deref());
     let Some(url) = proc.data.build_url.as_ref().filter(|_| proc.data.app_folder.is_none()) else {
-        let had_a_build = layer_before.is_some() || old_mark.is_some();
+        let had_a_build = layer_before.is_some() || copy_mark.is_some();
         if had_a_build || !is_there {
             forget_build(proc)?;
             make_folder(&app, 0o755)?;
-            give_away(&app, user.uid, user.gid)?;
         }
-        return Ok(None);
+        // Also one that is there: the user may be another one now, or the last setup was killed before this.
+        give_away(&app, user.uid, user.gid)?;
+        return Ok((None, Work::default()));
     };
     let md5 = proc.data.build_md5.as_deref();
     // Without root's rights, everything is and stays the caller's.
@@ -132,57 +141,88 @@ fn set_build_up(
     // The app has its own copy, and may have changed it; then it keeps it until there is another build.
     if layer_before.is_none()
         && is_there
-        && let Some(mark) = old_mark
-        && mark == format!("{}for {}:{}\n", old_mark_of(proc, url, md5), user.uid, user.gid)
+        && let Some(mark) = copy_mark
+        && mark == copy_mark_of(proc, url, md5, user)
     {
-        return Ok(None);
+        return Ok((None, Work::default()));
+    }
+    // A container with an image cannot do without, whatever is to be expected.
+    if let (Overlays::Impossible(file_system) | Overlays::Doubtful(file_system), None) =
+        (overlays, &proc.image)
+    {
+        let folder = proc.folder();
+        tracing::info!(
+            target: DOING,
+            "{} is on {file_system}, where builds cannot be shared: this proc gets a copy",
+            folder.display()
+        );
+        let unfinished = folder.join(UNFINISHED_COPY);
+        let io_error = |step, path: &Path| {
+            let path = path.to_owned();
+            move |source| ProcError::Io { step, path, source }
+        };
+        archive::remove_tree(&unfinished).map_err(io_error("remove", &unfinished))?;
+        let work = layer::copy(&proc.root, url, md5, owner, &unfinished)?;
+        let mark = copy_mark_of(proc, url, md5, user);
+        remove_build(proc)?;
+        fs::rename(&unfinished, &app).map_err(io_error("put into place", &app))?;
+        let access = Access { mode: 0o600, group: 0 };
+        write_file(&folder, COPY_MARK, mark.as_bytes(), access, Durable::Yes)?;
+        return Ok((None, work));
     }
     let layer = layer::bring(&proc.root, url, md5, owner)?;
     // An app that ran as root may have put anything in the folder's place.
     if layer_before != Some(layer.key()) || (!is_there && fs::symlink_metadata(&app).is_ok()) {
         forget_build(proc)?;
     }
-    Ok(Some(layer))
+    let work = layer.work();
+    Ok((Some(layer), work))
 }
 
 /// How a tarball was told from others in the mark.
-fn old_mark_of(proc: &Proc, url: &str, md5: Option<&str>) -> String {
+fn copy_mark_of(proc: &Proc, url: &str, md5: Option<&str>, user: &Credentials) -> String {
+    let owner = format!("for {}:{}\n", user.uid, user.gid);
     if let Some(md5) = md5 {
-        return format!("md5 {md5}\n");
+        return format!("md5 {md5}\n{owner}");
     }
     let tarball = tarballs::file_name(url).map(|name| proc.root.builds().join(name));
     match tarball.ok().and_then(|tarball| fs::metadata(tarball).ok()) {
         Some(found) => {
             let (inode, seconds, nanoseconds) = (found.ino(), found.ctime(), found.ctime_nsec());
-            format!("{} inode {inode} of {seconds}.{nanoseconds:09}\n", without_credentials(url))
+            format!("{} inode {inode} of {seconds}.{nanoseconds:09}\n{owner}", without_credentials(url))
         }
-        None => String::new(),
+        None => owner,
     }
 }
 
 /// Removes what a proc has of its build, or over it.
 fn forget_build(proc: &Proc) -> Result<(), ProcError> {
+    remove_build(proc)?;
     let folder = proc.folder();
-    let remove = |path: PathBuf| {
-        archive::remove_tree(&path).map_err(|source| ProcError::Io { step: "remove", path, source })
-    };
+    let left =
+        leftovers(&folder).map_err(|source| ProcError::Io { step: "list", path: folder.clone(), source })?;
+    left.into_iter().try_for_each(remove)
+}
+
+/// The same without what killed setups left of a copy.
+fn remove_build(proc: &Proc) -> Result<(), ProcError> {
     // Without these two, a proc does not count as set up: never a new build with an old command.
     remove(proc.rootfs().join(script::FILE_NAME))?;
-    Record::remove(&folder)?;
-    remove(proc.rootfs().join("app"))?;
-    for left in
-        leftovers(&folder).map_err(|source| ProcError::Io { step: "list", path: folder.clone(), source })?
-    {
-        remove(left)?;
-    }
-    Ok(())
+    Record::remove(&proc.folder())?;
+    // Before the app, so that half of one is never taken for a whole copy.
+    remove(proc.folder().join(COPY_MARK))?;
+    remove(proc.rootfs().join("app"))
+}
+
+fn remove(path: PathBuf) -> Result<(), ProcError> {
+    archive::remove_tree(&path).map_err(|source| ProcError::Io { step: "remove", path, source })
 }
 
 fn leftovers(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        if OLD_LEFTOVERS.iter().any(|left| entry.file_name().to_string_lossy().starts_with(left)) {
+        if COPY_LEFTOVERS.iter().any(|left| entry.file_name().to_string_lossy().starts_with(left)) {
             found.push(entry.path());
         }
     }

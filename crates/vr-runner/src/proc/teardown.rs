@@ -39,7 +39,7 @@ pub fn teardown_file(file: &Path, root: &VrRoot) -> Result<TornDown, ProcError> 
         taken => taken?,
     };
     clear_left_groups();
-    if let Ok(Some(Record { layer: Some(key), .. })) = Record::read(&folder) {
+    if let Ok(Some(key)) = Record::read_layer(&folder) {
         layer::was_used_until_now(root, &key);
     }
     remove_tree(&folder).map_err(|source| ProcError::Io { step: "remove", path: folder.clone(), source })?;

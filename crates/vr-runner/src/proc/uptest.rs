@@ -10,6 +10,7 @@ use std::time::Duration;
 use vr_common::host_api::UptestResult;
 use vr_common::log::DOING;
 
+use super::layer::HeldLayer;
 use super::record::Record;
 use super::root::{View, root};
 use super::{Proc, ProcError};
@@ -26,6 +27,14 @@ pub fn uptest(proc: &Proc, limit: Duration) -> Result<Vec<UptestResult>, ProcErr
         return Err(ProcError::NoProcName { name: proc.name.clone() });
     };
     let folder = format!("uptests/{proc_name}");
+    // Without it there would seem to be no tests. Held for all of them, so that none finds it gone.
+    let _layer = match &record.layer {
+        Some(key) => Some(
+            HeldLayer::find(&proc.root, key)?
+                .ok_or_else(|| ProcError::NotSetUp { name: proc.name.clone() })?,
+        ),
+        None => None,
+    };
     let mut results = Vec::new();
     for test in tests(proc, &record, &folder)? {
         tracing::info!(target: DOING, "running the uptest {}", test.name.display());
