@@ -14,6 +14,8 @@ use super::world::World;
 /// Procs looked at, one after the other.
 const STARTS: usize = 5;
 const PATIENCE: Duration = Duration::from_secs(20);
+/// vrun and its init give back what they do not need after a second of waiting.
+const LONG: Duration = Duration::from_secs(3);
 /// What the app is called.
 const APP: &str = "sleep";
 
@@ -90,6 +92,7 @@ pub fn measure(world: &World) -> Result<Waiting> {
                 .context("cannot start vrun")?,
         );
         let init = init_of(&mut vrun.0)?;
+        std::thread::sleep(LONG);
         waiting.vrun = waiting.vrun.max(settled(vrun.0.id())?);
         waiting.init = waiting.init.max(settled(init)?);
     }
