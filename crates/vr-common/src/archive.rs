@@ -9,8 +9,6 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use crate::lock::LockError;
-
 mod ahead;
 mod compression;
 mod pack;
@@ -23,7 +21,7 @@ pub use compression::{Compression, open_tarball};
 pub use pack::{PackOptions, PackSummary, pack};
 pub(crate) use remove::remove_unfinished;
 pub use remove::{bytes_in, remove_tree};
-pub use unpack::{Owner, SpecialFiles, UnpackOptions, UnpackSummary, unpack, unpack_atomically};
+pub use unpack::{Owner, SpecialFiles, UnpackOptions, UnpackSummary, unpack};
 
 /// What a tarball holds, which decides about modes, extended attributes and device nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,9 +107,6 @@ pub enum ArchiveError {
         /// Why.
         source: io::Error,
     },
-    /// The lock beside the target cannot be taken.
-    #[error("cannot wait for others who unpack to the same place")]
-    Lock(#[from] LockError),
 }
 
 #[cfg(test)]

@@ -5,8 +5,7 @@ use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
-use std::sync::{Arc, Barrier, Mutex};
-use std::thread;
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tar::{Builder, EntryType, Header};
@@ -14,7 +13,6 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::fetch::md5_file;
-use crate::lock::FileLock;
 use crate::progress::Progress;
 
 /// One entry of an archive, with the name and target byte for byte as given.
@@ -477,60 +475,6 @@ fn several_gzip_streams_are_one_archive() {
     let place = Place::with_bytes("x.tar.gz", &bytes);
     unpack(&place.path("x.tar.gz"), &place.path("into"), &mine()).unwrap();
     assert_eq!(place.read("a").len(), 3000);
-}
-
-#[test]
-fn an_unpacked_folder_appears_whole_or_not_at_all() {
-    let place = Place::with(&[file("a", b"x")]);
-    let (tarball, target) = (place.path("x.tar"), place.path("apps/contents"));
-    let summary = unpack_atomically(&tarball, &target, &mine()).unwrap().unwrap();
-    assert_eq!(summary, UnpackSummary { entries: 1, bytes: 1, skipped: 0 });
-    fs::remove_file(&tarball).unwrap();
-    assert_eq!(unpack_atomically(&tarball, &target, &mine()).unwrap(), None);
-
-    let bad = Place::with(&[file("a", b"x"), file("../b", b"x")]);
-    let target = bad.path("apps/contents");
-    unpack_atomically(&bad.path("x.tar"), &target, &mine()).unwrap_err();
-    let left: Vec<_> = fs::read_dir(bad.path("apps")).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(left, [".contents.lock"]);
-}
-
-#[test]
-fn what_a_killed_run_left_is_replaced_by_the_next() {
-    let place = Place::with(&[file("a", b"x")]);
-    let half_done = place.path(".contents.part-0123456789abcdef");
-    fs::create_dir_all(half_done.join("deep/er")).unwrap();
-    fs::write(half_done.join("deep/er/half"), "half").unwrap();
-    // Another folder's, and not ours to remove.
-    fs::create_dir(place.path(".contents2.part-0")).unwrap();
-    unpack_atomically(&place.path("x.tar"), &place.path("contents"), &mine()).unwrap().unwrap();
-    assert!(!half_done.exists());
-    assert!(place.path(".contents2.part-0").exists());
-    assert_eq!(fs::read_to_string(place.path("contents/a")).unwrap(), "x");
-}
-
-#[test]
-fn two_unpackers_wait_for_each_other() {
-    const UNPACKERS: usize = 4;
-    let entries: Vec<String> = (0..200).map(|n| format!("file-{n}")).collect();
-    let entries: Vec<Entry<'_>> = entries.iter().map(|name| file(name, b"data")).collect();
-    let place = Place::with(&entries);
-    let barrier = Barrier::new(UNPACKERS);
-    let unpacked: usize = thread::scope(|scope| {
-        let handles: Vec<_> = (0..UNPACKERS)
-            .map(|_| {
-                scope.spawn(|| {
-                    barrier.wait();
-                    let done = unpack_atomically(&place.path("x.tar"), &place.path("contents"), &mine());
-                    assert_eq!(fs::read_dir(place.path("contents")).unwrap().count(), 200);
-                    usize::from(done.unwrap().is_some())
-                })
-            })
-            .collect();
-        handles.into_iter().map(|handle| handle.join().unwrap()).sum()
-    });
-    assert_eq!(unpacked, 1);
-    FileLock::existing(&place.path(".contents.lock")).unwrap();
 }
 
 /// A tree with one of everything that can be packed.

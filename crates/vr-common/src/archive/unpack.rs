@@ -15,7 +15,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chownat,
     fchmod, fchown, fstat, futimens, linkat, makedev, mkdirat, mknodat, openat, openat2, statat, symlinkat,
-    syncfs, unlinkat, utimensat,
+    unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use tar::EntryType;
@@ -23,11 +23,7 @@ use tar::EntryType;
 use super::ahead::ReadAhead;
 use super::compression::{Compression, open_known};
 use super::reader::{Member, TarReader};
-use super::remove::{remove_tree, remove_unfinished};
 use super::{ArchiveError, TarballKind, xattrs};
-use crate::fetch::aside::{folder_of, hidden_sibling, sync_folder, unfinished_sibling};
-use crate::lock::FileLock;
-use crate::log::DOING;
 use crate::progress::Progress;
 
 /// Bytes that are copied at once.
@@ -126,7 +122,7 @@ pub struct UnpackSummary {
 /// Unpacks a tarball into a folder, which is made when it is missing.
 ///
 /// An entry replaces what has its name already, except that a folder keeps an existing folder's files. After an error
-/// the folder is in any state; see [`unpack_atomically`]. Errors: the archive cannot be read, is truncated, has an
+/// the folder is in any state, so callers unpack beside the final place and rename. Errors: the archive cannot be read, is truncated, has an
 /// entry that would end up outside of the folder or that goes through a symbolic link, or exceeds a limit.
 pub fn unpack(tarball: &Path, into: &Path, options: &UnpackOptions) -> Result<UnpackSummary, ArchiveError> {
     let (compression, reader) = open_known(tarball, &options.progress)?;
@@ -148,44 +144,6 @@ pub fn unpack(tarball: &Path, into: &Path, options: &UnpackOptions) -> Result<Un
         summary: UnpackSummary::default(),
     };
     unpacker.run(reader)
-}
-
-/// Unpacks a tarball so that `final_dir` is there completely or not at all, also after a crash or a power cut.
-///
-/// When it is there already, nothing is done and the result is `None`. Otherwise it is made as a hidden folder
-/// `.{name}.part-…` beside it and renamed; what killed runs left is removed first. Callers for the same folder wait
-/// for each other (a lock file `.{name}.lock` stays beside it).
-pub fn unpack_atomically(
-    tarball: &Path,
-    final_dir: &Path,
-    options: &UnpackOptions,
-) -> Result<Option<UnpackSummary>, ArchiveError> {
-    let place_error = |action, source| ArchiveError::Place { action, path: final_dir.to_owned(), source };
-    if final_dir.is_dir() {
-        return Ok(None);
-    }
-    fs::create_dir_all(folder_of(final_dir)).map_err(|e| place_error("make the folder of", e))?;
-    let lock_path = hidden_sibling(final_dir, "lock").map_err(|e| place_error("lock", e))?;
-    let _only_one = FileLock::wait(&lock_path, || {
-        tracing::info!(target: DOING, "waiting for another process that unpacks to {}", final_dir.display());
-    })?;
-    remove_unfinished(final_dir).map_err(|e| place_error("remove what is left of", e))?;
-    if final_dir.is_dir() {
-        return Ok(None);
-    }
-    let aside = unfinished_sibling(final_dir).map_err(|e| place_error("name", e))?;
-    let unpacked = unpack(tarball, &aside, options).and_then(|summary| {
-        File::open(&aside).and_then(|folder| Ok(syncfs(&folder)?)).map_err(|e| place_error("sync", e))?;
-        fs::rename(&aside, final_dir).map_err(|e| place_error("make", e))?;
-        sync_folder(folder_of(final_dir)).map_err(|e| place_error("sync the folder of", e))?;
-        Ok(Some(summary))
-    });
-    if unpacked.is_err()
-        && let Err(error) = remove_tree(&aside)
-    {
-        tracing::warn!(folder = %aside.display(), %error, "cannot remove what was unpacked");
-    }
-    unpacked
 }
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);

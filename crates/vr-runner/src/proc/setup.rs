@@ -19,8 +19,7 @@ use super::record::{Record, Text};
 use super::{Proc, ProcError, lxc, make_and_lock_folder, script};
 use crate::container::{Credentials, clear_left_groups, read_beneath, why_no_limits};
 use crate::image;
-use crate::tarballs;
-use crate::tarballs::Work;
+use crate::tarballs::{self, Work};
 
 /// Says which tarball `rootfs/app` was unpacked from, and for whom, in procs that have a copy of their own: on file
 /// systems where builds cannot be shared, and when they were not shared yet.
