@@ -144,8 +144,9 @@ pub(crate) fn bring(
         Some(Marked { md5, .. }) => md5 == fetched.md5,
         None => false,
     };
+    // Also when all is right: the last setup may have been killed just after it was.
+    remove_left_in(&folder)?;
     if !is_right {
-        remove_left_in(&folder)?;
         replace(&folder, &tarball, &fetched.md5).map_err(|error| match error {
             Failure::Image(error) => error,
             Failure::Tarball(error) => tarball_error(error),
