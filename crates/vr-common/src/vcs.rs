@@ -1,8 +1,9 @@
-//! Checkouts of git and hg repositories, made and updated by running `git` and `hg`.
+//! The files of revisions of git and hg repositories, fetched and written by running `git` and `hg`.
 //!
-//! Must not know what is built from a checkout or where the checkouts are kept.
+//! Must not know what is built from them or where the mirrors are kept.
 
 use std::fmt;
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -12,8 +13,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::archive::{remove_tree, remove_unfinished};
-use crate::fetch::aside::{hidden_sibling, unfinished_sibling};
-use crate::lock::{FileLock, LockError};
+use crate::fetch::aside::{folder_of, unfinished_sibling};
 
 mod copy;
 mod git;
@@ -21,7 +21,7 @@ mod hg;
 mod run;
 mod url;
 
-pub use copy::{copy_tree, export};
+pub use copy::copy_tree;
 pub use url::RepoUrl;
 
 /// The two kinds of repository.
@@ -67,7 +67,7 @@ impl FromStr for RepoType {
     }
 }
 
-/// Why there is no checkout. URLs are shown without their credentials.
+/// Why a revision's files are not there. URLs are shown without their credentials.
 #[derive(Debug, Error)]
 pub enum VcsError {
     /// The text is not the URL of a repository.
@@ -142,24 +142,30 @@ pub enum VcsError {
         /// Why.
         source: io::Error,
     },
-    /// The lock beside the checkout cannot be taken.
-    #[error("cannot wait for others who use the same checkout")]
-    Lock(#[from] LockError),
 }
 
-/// Brings the checkout at `dir` to a revision of the repository, and gives that revision's full hash.
+/// Writes the files of a repository's revision into the empty folder `into`, and gives the revision's full hash.
 ///
 /// `revision` is a branch, tag (for hg also a bookmark) or a short or full hash; without one the fragment of `url`
 /// counts, and without that the repository's default branch. Branches and tags are those of the repository as it is
-/// now, also when it was rewritten. Afterwards the working tree holds exactly the revision's files, submodules
-/// included. A missing checkout is made aside and renamed into place; one that is broken is made anew.
-/// Callers for the same `dir` wait for each other (a lock file `.{name}.lock` stays beside it).
+/// now, also when it was rewritten. A full hash that is already here needs no network.
+///
+/// `into` is made when it is missing. Afterwards it has exactly the revision's files, those of submodules and
+/// subrepositories included, and nothing that git or hg keep for themselves. Symbolic links stay such, files can be
+/// executed when the revision says so, and the process's umask (which should be 022) decides on the rest of their
+/// modes. After an error anything may be in it.
+///
+/// `mirror` is the folder in which the repository's data is kept for the next time, without a working copy and
+/// without passwords. A missing one is made aside and renamed into place; a broken one, or one that is a working
+/// copy, is made anew. **Nobody else may use it meanwhile**: the caller holds a lock.
+///
 /// Nothing is ever asked: a repository that wants a password fails. `timeout` is for everything together.
-pub fn update_checkout(
+pub fn check_out(
     repo_type: RepoType,
     url: &RepoUrl,
     revision: Option<&str>,
-    dir: &Path,
+    mirror: &Path,
+    into: &Path,
     timeout: Duration,
 ) -> Result<String, VcsError> {
     let deadline = Instant::now() + timeout;
@@ -167,36 +173,85 @@ pub fn update_checkout(
     if let Some(revision) = revision {
         url::check_revision(revision)?;
     }
-    let io_error = |action, source| VcsError::Io { action, path: dir.to_owned(), source };
     // git and hg are started in other folders than this program was.
-    let absolute_dir = std::path::absolute(dir).map_err(|e| io_error("find", e))?;
-    let dir = absolute_dir.as_path();
-    std::fs::create_dir_all(crate::fetch::aside::folder_of(dir))
-        .map_err(|e| io_error("make the folder of", e))?;
-    let lock_path = hidden_sibling(dir, "lock").map_err(|e| io_error("lock", e))?;
-    let _only_one = FileLock::wait(&lock_path, || {
-        tracing::info!(checkout = %dir.display(), "waiting for another process that uses the same checkout");
-    })?;
+    let mirror = std::path::absolute(mirror).map_err(io_error("find", mirror))?;
+    let into = std::path::absolute(into).map_err(io_error("find", into))?;
+    fs::create_dir_all(&into).map_err(io_error("make", &into))?;
+    if fs::read_dir(&into).map_err(io_error("read", &into))?.next().is_some() {
+        let not_empty = io::Error::from(io::ErrorKind::DirectoryNotEmpty);
+        return Err(io_error("write a revision's files to", &into)(not_empty));
+    }
+    fs::create_dir_all(folder_of(&mirror)).map_err(io_error("make the folder of", &mirror))?;
     match repo_type {
-        RepoType::Git => git::update(url, revision, dir, deadline),
-        RepoType::Hg => hg::update(url, revision, dir, deadline),
+        RepoType::Git => git::check_out(url, revision, &mirror, &into, deadline),
+        RepoType::Hg => hg::check_out(url, revision, &mirror, &into, deadline),
     }
 }
 
-/// Makes a checkout beside `dir` and puts it in its place, over a broken one if there is one.
-fn place_new<T>(dir: &Path, make: impl FnOnce(&Path) -> Result<T, VcsError>) -> Result<T, VcsError> {
-    let io_error = |action, path: &Path, source| VcsError::Io { action, path: path.to_owned(), source };
-    remove_unfinished(dir).map_err(|source| io_error("remove what is left of", dir, source))?;
-    let aside = unfinished_sibling(dir).map_err(|source| io_error("name", dir, source))?;
-    let made = make(&aside).and_then(|result| {
-        remove_tree(dir).map_err(|source| io_error("remove", dir, source))?;
-        std::fs::rename(&aside, dir).map_err(|source| io_error("make", dir, source))?;
-        Ok(result)
+/// For `map_err`: what was tried with which file or folder.
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VcsError {
+    let path = path.to_owned();
+    move |source| VcsError::Io { action, path, source }
+}
+
+/// Which mirror some work is done in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mirror {
+    /// It was there.
+    Kept,
+    /// It was just made, and has nothing yet.
+    New,
+}
+
+/// Does `work`, which fills `into`, with the mirror that is there. When there is none, or it is broken, a new one is
+/// made beside it by `make`, and gets its place when the work has succeeded.
+fn with_mirror(
+    mirror: &Path,
+    into: &Path,
+    make: impl FnOnce(&Path) -> Result<(), VcsError>,
+    work: impl Fn(&Path, Mirror) -> Result<String, VcsError>,
+) -> Result<String, VcsError> {
+    if let Err(error) = remove_unfinished(mirror) {
+        tracing::warn!(mirror = %mirror.display(), %error, "what is left of an older mirror cannot be removed");
+    }
+    if fs::symlink_metadata(mirror).is_ok() {
+        match work(mirror, Mirror::Kept) {
+            // What else can go wrong would with a new mirror too.
+            Err(error @ VcsError::Failed { .. }) => {
+                tracing::warn!(mirror = %mirror.display(), %error, "the mirror is broken, making it anew");
+                clear(into)?;
+            }
+            done => return done,
+        }
+    }
+    let beside = || unfinished_sibling(mirror).map_err(io_error("name", mirror));
+    let (aside, old) = (beside()?, beside()?);
+    let done = make(&aside).and_then(|()| work(&aside, Mirror::New)).and_then(|hash| {
+        // Moved before it is removed: half of a working copy could pass for a mirror.
+        match fs::rename(mirror, &old) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error("replace", mirror)(error));
+            }
+            _ => {}
+        }
+        fs::rename(&aside, mirror).map_err(io_error("make", mirror))?;
+        Ok(hash)
     });
-    if made.is_err() {
+    // What cannot be removed now is tried again, and told, by the next one for this mirror.
+    let _ = remove_tree(&old);
+    if done.is_err() {
         let _ = remove_tree(&aside);
     }
-    made
+    done
+}
+
+/// Empties a folder.
+fn clear(folder: &Path) -> Result<(), VcsError> {
+    for entry in fs::read_dir(folder).map_err(io_error("read", folder))? {
+        let path = entry.map_err(io_error("read", folder))?.path();
+        remove_tree(&path).map_err(io_error("remove", &path))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

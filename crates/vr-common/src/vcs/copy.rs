@@ -14,30 +14,18 @@ use rustix::fs::{
 
 use super::VcsError;
 
-/// The folders in which git and hg keep their own data.
-const REPOSITORY_DATA: [&str; 2] = [".git", ".hg"];
-
 /// Copies the folder `from` to `to`, which is made when it is missing and must not have any of the files.
 ///
 /// Kept are modes, modification times, symbolic links as such and, for root, owners. Sockets, pipes and devices are
 /// left out. Nothing is written through a symbolic link, neither here nor there. The copy is not atomic.
 pub fn copy_tree(from: &Path, to: &Path) -> Result<(), VcsError> {
-    copy_without(from, to, &[])
-}
-
-/// Like [`copy_tree`], without everything called `.git` or `.hg`: the files of a checkout and nothing else.
-pub fn export(checkout: &Path, to: &Path) -> Result<(), VcsError> {
-    copy_without(checkout, to, &REPOSITORY_DATA)
-}
-
-fn copy_without(from: &Path, to: &Path, left_out: &[&str]) -> Result<(), VcsError> {
     let fail =
         |action, path: &Path, source: io::Error| VcsError::Io { action, path: path.to_owned(), source };
     let open = |path: &Path| rustix::fs::open(path, FOLDER, Mode::empty());
     let from_root = open(from).map_err(|error| fail("read", from, error.into()))?;
     fs::create_dir_all(to).map_err(|error| fail("make", to, error))?;
     let to_root = open(to).map_err(|error| fail("write", to, error.into()))?;
-    let copier = Copier { from_root, to_root, keep_owner: rustix::process::geteuid().is_root(), left_out };
+    let copier = Copier { from_root, to_root, keep_owner: rustix::process::geteuid().is_root() };
 
     // Folders get their modes and times last, and the deepest first: a read-only one must still be filled.
     let mut folders = vec![PathBuf::new()];
@@ -56,17 +44,16 @@ fn copy_without(from: &Path, to: &Path, left_out: &[&str]) -> Result<(), VcsErro
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-struct Copier<'a> {
+struct Copier {
     from_root: OwnedFd,
     to_root: OwnedFd,
     keep_owner: bool,
-    left_out: &'a [&'a str],
 }
 
 /// The name of the entry that failed, and why.
 type EntryError = (Vec<u8>, io::Error);
 
-impl Copier<'_> {
+impl Copier {
     fn folder(&self, folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), EntryError> {
         let at_folder = |error: io::Error| (Vec::new(), error);
         let from = open_below(&self.from_root, folder).map_err(at_folder)?;
@@ -74,9 +61,7 @@ impl Copier<'_> {
         for entry in Dir::read_from(&from).map_err(|error| at_folder(error.into()))? {
             let entry = entry.map_err(|error| at_folder(error.into()))?;
             let name = entry.file_name().to_bytes();
-            if matches!(name, b"." | b"..")
-                || self.left_out.iter().any(|left_out| left_out.as_bytes() == name)
-            {
+            if matches!(name, b"." | b"..") {
                 continue;
             }
             let is_folder = self.entry(&from, &to, name).map_err(|error| (name.to_vec(), error))?;

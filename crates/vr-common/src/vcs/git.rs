@@ -1,20 +1,23 @@
-//! Git checkouts.
+//! Git repositories: a bare one is kept as the mirror, and a revision's files are written straight from it.
 //!
-//! The repository's URL is passed with each command and never written into the checkout: checkouts are shown to
-//! build scripts, and a URL may hold a password.
+//! A mirror has as little of the history as will do, which mostly is the commits that were wanted. The repository's URL
+//! is passed with each command and never written into the mirror, for it may hold a password.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Component, Path};
 use std::process::Command;
 use std::time::Instant;
 
 use super::run::Runner;
-use super::{RepoUrl, VcsError, place_new};
+use super::{RepoUrl, VcsError, io_error, with_mirror};
+use crate::archive::remove_tree;
 use crate::process::command;
 
-/// Variables that would point git at another repository than the one it is started in.
-const MISLEADING_VARIABLES: [&str; 15] = [
+/// Variables that would point git at another repository, or at other files, than it is told to use.
+const MISLEADING_VARIABLES: [&str; 16] = [
     "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_ATTR_SOURCE",
     "GIT_COMMON_DIR",
     "GIT_CONFIG",
     "GIT_CONFIG_COUNT",
@@ -31,49 +34,71 @@ const MISLEADING_VARIABLES: [&str; 15] = [
     "GIT_WORK_TREE",
 ];
 
-/// Where the commit of the remote's HEAD is kept.
+/// Where the commit of the repository's HEAD is kept, when it was fetched with everything else.
 const DEFAULT_BRANCH: &str = "refs/velociraptor/default";
+/// Where the commit is kept that was fetched last.
+const LATEST: &str = "refs/velociraptor/latest";
+/// The file in a mirror which says that it has the history of all branches and tags, up to some moment.
+const COMPLETE: &str = "velociraptor-complete";
+/// `--depth` for all of the history, the number that `git fetch` documents for it.
+const ALL_HISTORY: &str = "--depth=2147483647";
+/// The largest `.gitmodules` that is read, in bytes: a few thousand submodules.
+const LARGEST_LIST: u64 = 512 * 1024;
 
-pub(super) fn update(
+/// As [`super::check_out`].
+pub(super) fn check_out(
     url: &RepoUrl,
     revision: Option<&str>,
-    dir: &Path,
+    mirror: &Path,
+    into: &Path,
     deadline: Instant,
 ) -> Result<String, VcsError> {
-    let git = Git { runner: Runner { url, address: url.address(), program: "git", deadline }, revision };
-    if fs::symlink_metadata(dir).is_ok() {
-        match git.update_in(dir) {
-            Ok(hash) => return Ok(hash),
-            // A checkout that works can fail for these reasons only; all others mean that it is broken.
-            Err(
-                error @ (VcsError::UnknownRevision { .. }
-                | VcsError::Unreachable { .. }
-                | VcsError::TimedOut { .. }
-                | VcsError::Start { .. }),
-            ) => return Err(error),
-            Err(error) => {
-                tracing::warn!(checkout = %dir.display(), %error, "the checkout is broken, making it anew");
-            }
-        }
+    Git {
+        runner: Runner { url, address: url.address(), program: "git", deadline },
+        revision,
+        file_protocol: None,
     }
-    place_new(dir, |aside| {
-        git.runner.must("init", {
-            let mut init = git.command(None);
-            init.args(["init", "--quiet", "--template=", "--"]).arg(aside);
-            init
-        })?;
-        git.update_in(aside)
-    })
+    .check_out(mirror, into)
 }
 
 struct Git<'a> {
     runner: Runner<'a>,
     revision: Option<&'a str>,
+    /// For a submodule, whether it may be on this machine: `always` or `never`.
+    file_protocol: Option<&'static str>,
+}
+
+/// What has to be fetched for a revision.
+enum Wanted {
+    /// A branch, a tag, HEAD, or a commit named by its full hash.
+    One {
+        /// What to ask the repository for: the ref's full name, or the hash.
+        source: String,
+        /// The hash of the commit (or of a tag on it).
+        hash: String,
+    },
+    /// A short hash, or an expression such as `main~2`: only the whole history tells which commit that is.
+    History,
 }
 
 impl Git<'_> {
+    fn check_out(&self, mirror: &Path, into: &Path) -> Result<String, VcsError> {
+        let (wanted, object_format) = self.look_up()?;
+        with_mirror(
+            mirror,
+            into,
+            |aside| {
+                let mut init = self.command();
+                init.args(["-c", "init.defaultRefFormat=files", "init", "--quiet", "--bare", "--template="]);
+                init.arg(format!("--object-format={object_format}")).arg("--").arg(aside);
+                self.runner.must("init", init).map(drop)
+            },
+            |mirror, _| self.write_from(mirror, &wanted, into),
+        )
+    }
+
     /// git with everything set that no command may go without.
-    fn command(&self, dir: Option<&Path>) -> Command {
+    fn command(&self) -> Command {
         let mut git = command("git");
         for name in MISLEADING_VARIABLES {
             git.env_remove(name);
@@ -82,85 +107,31 @@ impl Git<'_> {
         if std::env::var_os("GIT_SSH_COMMAND").is_none() && std::env::var_os("GIT_SSH").is_none() {
             git.env("GIT_SSH_COMMAND", "ssh -oBatchMode=yes");
         }
-        if let Some(dir) = dir {
-            // Named outright: a broken checkout must not make git use a repository in a folder above.
-            git.current_dir(dir).env("GIT_DIR", ".git").env("GIT_WORK_TREE", ".");
-        } else {
-            git.current_dir("/");
-        }
         let settings = [
             "safe.directory=*",
             "core.hooksPath=/dev/null",
             "core.fsmonitor=false",
+            // Would write the URL down.
+            "core.logAllRefUpdates=false",
             "protocol.ext.allow=never",
-            // Ended when git has ended; otherwise something would still write to the checkout.
+            // Ended when git has ended; otherwise something would still write to the mirror.
             "gc.autoDetach=false",
-            "maintenance.autoDetach=false",
-            "advice.detachedHead=false",
         ];
         for setting in settings {
             git.args(["-c", setting]);
         }
+        if let Some(allow) = self.file_protocol {
+            git.env("GIT_PROTOCOL_FROM_USER", "0").arg("-c").arg(format!("protocol.file.allow={allow}"));
+        }
+        git.current_dir("/");
         git
     }
 
-    /// `git <step> <args>` in the checkout.
-    fn step(&self, dir: &Path, step: &str, args: &[&str]) -> Result<String, VcsError> {
-        let mut git = self.command(Some(dir));
-        git.arg(step).args(args);
-        self.runner.must(step, git)
-    }
-
-    fn update_in(&self, dir: &Path) -> Result<String, VcsError> {
-        if !dir.join(".git").is_dir() {
-            return Err(self.runner.failed("status", "the folder is not a git checkout".to_owned()));
-        }
-        remove_stale_locks(&dir.join(".git"));
-        self.fetch(dir)?;
-        let hash = self.resolve(dir)?;
-        self.step(dir, "checkout", &["--quiet", "--detach", "--force", &hash])?;
-        self.step(dir, "reset", &["--quiet", "--hard", &hash])?;
-        // Twice forced: untracked folders that are repositories themselves go too.
-        self.step(dir, "clean", &["-ffdx", "--quiet"])?;
-        self.submodules(dir)?;
-        self.step(dir, "rev-parse", &["--verify", "HEAD^{commit}"])
-    }
-
-    fn fetch(&self, dir: &Path) -> Result<(), VcsError> {
-        let mut refspecs = vec!["+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*"];
-        let default_branch = format!("+HEAD:{DEFAULT_BRANCH}");
-        // Only on demand: a repository without a valid HEAD can still have the branch that is wanted.
-        if self.wants_default() {
-            refspecs.push(&default_branch);
-        }
-        if self.fetch_refspecs(dir, &refspecs)? {
-            return Ok(());
-        }
-        // Is it the other side, or this checkout?
-        let mut ls_remote = self.command(None);
-        ls_remote.arg("ls-remote").arg("--quiet");
-        self.upload_pack(&mut ls_remote);
-        ls_remote.arg("--").arg(&self.runner.address).arg("HEAD");
-        let answer = self.runner.run("ls-remote", ls_remote)?;
-        if !answer.success {
-            return Err(self.runner.unreachable(answer.said));
-        }
-        if self.wants_default() && answer.stdout.trim().is_empty() {
-            return Err(self.runner.unknown_revision("HEAD"));
-        }
-        Err(self.runner.failed("fetch", "the repository answers but cannot be fetched".to_owned()))
-    }
-
-    fn fetch_refspecs(&self, dir: &Path, refspecs: &[&str]) -> Result<bool, VcsError> {
-        let mut git = self.command(Some(dir));
-        git.args(["fetch", "--quiet", "--force", "--prune", "--no-tags", "--no-recurse-submodules"]);
-        self.upload_pack(&mut git);
-        git.arg("--").arg(&self.runner.address).args(refspecs);
-        let ended = self.runner.run("fetch", git)?;
-        if !ended.success {
-            tracing::debug!(url = %self.runner.url, said = %ended.said, "git fetch failed");
-        }
-        Ok(ended.success)
+    /// git for a mirror. Named outright: a broken one must not make git use a repository in a folder above.
+    fn command_in(&self, mirror: &Path) -> Command {
+        let mut git = self.command();
+        git.current_dir(mirror).env("GIT_DIR", mirror);
+        git
     }
 
     /// A repository on this machine may belong to somebody else. git hands `-c safe.directory` on to everything
@@ -171,86 +142,351 @@ impl Git<'_> {
         }
     }
 
-    fn wants_default(&self) -> bool {
-        self.revision.is_none_or(|revision| revision == "HEAD")
+    /// What follows `HEAD` when the revision begins with it: nothing, or the rest of an expression.
+    fn after_head(&self) -> Option<&str> {
+        let Some(revision) = self.revision else { return Some("") };
+        let rest = revision.strip_prefix("HEAD").or_else(|| revision.strip_prefix('@'))?;
+        (rest.is_empty() || rest.starts_with(['~', '^'])).then_some(rest)
     }
 
-    /// The commit that the wanted revision is now: a branch, a tag, a hash, or anything else git understands.
-    fn resolve(&self, dir: &Path) -> Result<String, VcsError> {
-        let revision = match self.revision {
-            Some(revision) if !self.wants_default() => revision,
-            _ => return self.step(dir, "rev-parse", &["--verify", &format!("{DEFAULT_BRANCH}^{{commit}}")]),
-        };
-        if is_full_hash(revision) {
-            if let Some(hash) = self.commit(dir, revision)? {
-                return Ok(hash);
-            }
-            // Perhaps a commit that no branch or tag leads to; many servers give it out by its hash.
-            let refspec = format!("+{revision}:refs/velociraptor/wanted");
-            self.fetch_refspecs(dir, &[&refspec])?;
-            return self.commit(dir, revision)?.ok_or_else(|| self.runner.unknown_revision(revision));
+    /// What to fetch, as the repository's branches and tags are now, and the format of its hashes.
+    fn look_up(&self) -> Result<(Wanted, &'static str), VcsError> {
+        let format_of = |hash: &str| if hash.len() == 64 { "sha256" } else { "sha1" };
+        if let Some(hash) = self.revision.filter(|revision| is_full_hash(revision)) {
+            return Ok((Wanted::One { source: hash.to_owned(), hash: hash.to_owned() }, format_of(hash)));
         }
-        for prefix in ["refs/remotes/origin/", "refs/tags/", ""] {
-            if let Some(hash) = self.commit(dir, &format!("{prefix}{revision}"))? {
+        let names: Vec<String> = match (self.after_head(), self.revision) {
+            (None, Some(name)) => {
+                let full = name.starts_with("refs/").then_some("");
+                ["refs/heads/", "refs/tags/", "refs/"]
+                    .into_iter()
+                    .chain(full)
+                    .map(|folder| format!("{folder}{name}"))
+                    .collect()
+            }
+            (Some(rest), _) if !rest.is_empty() => Vec::new(),
+            _ => vec!["HEAD".to_owned()],
+        };
+        let mut patterns = vec!["HEAD".to_owned()];
+        for name in &names {
+            patterns.extend([name.clone(), format!("{name}^{{}}")]);
+        }
+        let answer = self.ls_remote(&patterns)?;
+        let refs: Vec<(&str, &str)> = answer.lines().filter_map(|line| line.split_once('\t')).collect();
+        // git's patterns also match the ends of longer names.
+        let find = |name: &str| refs.iter().find(|(_, found)| *found == name).map(|(hash, _)| *hash);
+        let object_format = format_of(refs.first().map_or("", |(hash, _)| hash));
+        for name in names {
+            // What a tag is on, when it is one with a message.
+            if let Some(hash) = find(&format!("{name}^{{}}")).or_else(|| find(&name)) {
+                return Ok((Wanted::One { hash: hash.to_owned(), source: name }, object_format));
+            }
+        }
+        match self.revision {
+            Some(revision) if needs_history(revision) => Ok((Wanted::History, object_format)),
+            revision => Err(self.runner.unknown_revision(revision.unwrap_or("HEAD"))),
+        }
+    }
+
+    /// The repository's refs that match, or that it cannot be read.
+    fn ls_remote(&self, patterns: &[String]) -> Result<String, VcsError> {
+        let mut git = self.command();
+        git.args(["ls-remote", "--quiet"]);
+        self.upload_pack(&mut git);
+        git.arg("--").arg(&self.runner.address).args(patterns);
+        let answer = self.runner.run("ls-remote", git)?;
+        if answer.success { Ok(answer.stdout) } else { Err(self.runner.unreachable(answer.said)) }
+    }
+
+    /// [`VcsError::Failed`] means that the mirror is broken.
+    fn write_from(&self, mirror: &Path, wanted: &Wanted, into: &Path) -> Result<String, VcsError> {
+        let is_there = |name: &str| fs::symlink_metadata(mirror.join(name)).is_ok();
+        // The second: a working copy whose files look like a mirror.
+        if !is_there("HEAD") || is_there(".git") || is_there(".hg") {
+            return Err(self.runner.failed("status", "the folder is not a bare git repository".to_owned()));
+        }
+        remove_leftovers(mirror);
+        let kept = match wanted {
+            Wanted::One { hash, .. } => self.commit(mirror, hash)?,
+            Wanted::History => None,
+        };
+        let fetched = kept.is_none();
+        let hash = match kept {
+            Some(hash) => hash,
+            None => self.fetch(mirror, wanted)?,
+        };
+        self.write_files(mirror, &hash, into)?;
+        self.write_submodules(mirror, &hash, into)?;
+        if fetched {
+            self.tidy(mirror);
+        }
+        Ok(hash)
+    }
+
+    /// Fetches the revision, and gives its commit.
+    fn fetch(&self, mirror: &Path, wanted: &Wanted) -> Result<String, VcsError> {
+        if let Wanted::One { source, .. } = wanted {
+            // Without the depth, what is complete stays so.
+            let depth = if mirror.join(COMPLETE).exists() { "--update-shallow" } else { "--depth=1" };
+            let refspec = format!("+{source}:{LATEST}");
+            match self.fetch_refspecs(mirror, &[depth], &[&refspec])? {
+                None => {
+                    if let Some(hash) = self.commit(mirror, LATEST)? {
+                        return Ok(hash);
+                    }
+                }
+                // It has no such object, whatever its branches lead to.
+                Some(said) if said.contains("not our ref") => {
+                    return Err(self.runner.unknown_revision(self.revision.unwrap_or("HEAD")));
+                }
+                Some(said) => {
+                    tracing::debug!(url = %self.runner.url, said, "git cannot fetch one commit alone");
+                    // Nobody has asked the repository for anything yet when a hash is wanted.
+                    self.ls_remote(&["HEAD".to_owned()])?;
+                }
+            }
+        }
+        self.fetch_everything(mirror)?;
+        let revision = self.revision.unwrap_or("HEAD");
+        let names = match self.after_head() {
+            Some(rest) => vec![format!("{DEFAULT_BRANCH}{rest}")],
+            None if is_full_hash(revision) => vec![revision.to_owned()],
+            None => ["refs/heads/", "refs/tags/", ""].map(|folder| format!("{folder}{revision}")).into(),
+        };
+        for name in names {
+            if let Some(hash) = self.commit(mirror, &name)? {
                 return Ok(hash);
             }
         }
         Err(self.runner.unknown_revision(revision))
     }
 
-    fn commit(&self, dir: &Path, name: &str) -> Result<Option<String>, VcsError> {
-        let mut git = self.command(Some(dir));
+    /// Fetches all branches and tags with their history, and forgets those that are gone. For what cannot be had alone,
+    /// which is all there is with servers that only give out files.
+    fn fetch_everything(&self, mirror: &Path) -> Result<(), VcsError> {
+        let mut options = vec!["--prune", "--update-shallow"];
+        if mirror.join("shallow").exists() {
+            options.push(ALL_HISTORY);
+        }
+        let mut refspecs = vec!["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
+        let default_branch = format!("+HEAD:{DEFAULT_BRANCH}");
+        // Only on demand: a repository without a valid HEAD can still have the branch that is wanted.
+        if self.after_head().is_some() {
+            refspecs.push(&default_branch);
+        }
+        match self.fetch_refspecs(mirror, &options, &refspecs)? {
+            None => {
+                let marker = mirror.join(COMPLETE);
+                fs::write(&marker, "").map_err(io_error("write", &marker))
+            }
+            Some(said) => Err(self.runner.failed("fetch", said)),
+        }
+    }
+
+    /// Nothing, or what git said when it failed.
+    fn fetch_refspecs(
+        &self,
+        mirror: &Path,
+        options: &[&str],
+        refspecs: &[&str],
+    ) -> Result<Option<String>, VcsError> {
+        let mut git = self.command_in(mirror);
+        git.args(["fetch", "--quiet", "--force", "--no-tags", "--no-recurse-submodules"]);
+        git.args(["--no-write-fetch-head", "--no-auto-maintenance"]).args(options);
+        self.upload_pack(&mut git);
+        git.arg("--").arg(&self.runner.address).args(refspecs);
+        let ended = self.runner.run("fetch", git)?;
+        Ok((!ended.success).then_some(ended.said))
+    }
+
+    /// The full hash of a commit that the mirror has.
+    fn commit(&self, mirror: &Path, name: &str) -> Result<Option<String>, VcsError> {
+        let mut git = self.command_in(mirror);
         git.args(["rev-parse", "--verify", "--quiet", "--end-of-options"]).arg(format!("{name}^{{commit}}"));
         let ended = self.runner.run("rev-parse", git)?;
         let hash = ended.stdout.trim();
         Ok((ended.success && is_full_hash(hash)).then(|| hash.to_owned()))
     }
 
-    fn submodules(&self, dir: &Path) -> Result<(), VcsError> {
-        if !dir.join(".gitmodules").is_file() {
+    fn write_files(&self, mirror: &Path, hash: &str, into: &Path) -> Result<(), VcsError> {
+        let index = mirror.join("index");
+        // One that was left would be about other files.
+        remove_tree(&index).map_err(io_error("remove", &index))?;
+        let mut git = self.command_in(mirror);
+        git.current_dir(into).env("GIT_WORK_TREE", into).env("GIT_INDEX_FILE", &index);
+        // Filters such as that of large file storage ask for it.
+        git.arg("-c").arg(format!("remote.origin.url={}", self.runner.address));
+        git.args(["read-tree", "--reset", "-u", "--no-recurse-submodules", hash]);
+        self.runner.must("read-tree", git).map(drop)
+    }
+
+    /// Writes the files of submodules, each from a mirror of its own inside of this one.
+    ///
+    /// `git submodule` would leave a `.git` in each, write down their URLs, and ask the network for what is known.
+    fn write_submodules(&self, mirror: &Path, hash: &str, into: &Path) -> Result<(), VcsError> {
+        let list = into.join(".gitmodules");
+        let Ok(metadata) = fs::symlink_metadata(&list) else { return Ok(()) };
+        if !metadata.is_file() {
             return Ok(());
         }
-        let submodule = || {
-            let mut git = self.command(Some(dir));
-            // Repositories on this machine may be named by others on this machine only.
-            let local = if self.runner.url.is_local() { "always" } else { "never" };
-            git.arg("-c").arg(format!("protocol.file.allow={local}"));
-            git
-        };
-        // What `../lib.git` in .gitmodules is relative to. Not for `update`, which would hand it on to the submodules.
-        let origin = format!("remote.origin.url={}", self.runner.address);
-        for step in ["init", "sync"] {
-            let mut git = submodule();
-            git.args(["-c", &origin, "submodule", "--quiet", step]);
-            self.runner.must(&format!("submodule {step}"), git)?;
+        // What is wrong with the list is so in every mirror.
+        let bad_list = |said: String| self.runner.unreachable(format!("its .gitmodules: {said}"));
+        if metadata.len() > LARGEST_LIST {
+            return Err(bad_list(format!("expected at most {LARGEST_LIST} bytes")));
         }
-        let mut update = submodule();
-        update.args(["submodule", "--quiet", "update", "--init", "--recursive", "--force"]);
-        self.runner.must("submodule update", update)?;
-        let mut clean = submodule();
-        clean.args(["submodule", "--quiet", "foreach", "--recursive", "git clean -ffdx --quiet"]);
-        self.runner.must("submodule foreach", clean)?;
+        let mut git = self.command();
+        git.args(["config", "--null", "--list", "--file"]).arg(&list);
+        let listed = self.runner.run("config", git)?;
+        if !listed.success {
+            return Err(bad_list(listed.said));
+        }
+        let urls = urls_by_path(&listed.stdout);
+        if urls.is_empty() {
+            return Ok(());
+        }
+        let mut git = self.command_in(mirror);
+        git.env("GIT_LITERAL_PATHSPECS", "1");
+        git.args(["ls-tree", "-z", "--full-tree", hash, "--"]).args(urls.keys());
+        let entries = self.runner.run("ls-tree", git)?;
+        if !entries.success {
+            return Err(self.runner.failed("ls-tree", entries.said));
+        }
+        for entry in entries.stdout.split_terminator('\0') {
+            if let Some((kind, path)) = entry.split_once('\t')
+                && let Some(commit) = kind.strip_prefix("160000 commit ")
+                && let Some(url) = urls.get(path)
+            {
+                let url = self.submodule_url(url)?;
+                let mirrors = mirror.join("modules");
+                fs::create_dir_all(&mirrors).map_err(io_error("make", &mirrors))?;
+                let folder = into.join(path);
+                fs::create_dir_all(&folder).map_err(io_error("make", &folder))?;
+                let submodule = Git {
+                    runner: Runner {
+                        url: &url,
+                        address: url.address(),
+                        program: self.runner.program,
+                        deadline: self.runner.deadline,
+                    },
+                    revision: Some(commit),
+                    file_protocol: Some(if url.is_local() { "always" } else { "never" }),
+                };
+                submodule.check_out(&mirrors.join(url.folder()), &folder)?;
+            }
+        }
         Ok(())
+    }
+
+    /// The URL of a submodule, which may be relative to that of this repository.
+    fn submodule_url(&self, text: &str) -> Result<RepoUrl, VcsError> {
+        let url = if text.starts_with("./") || text.starts_with("../") {
+            let absolute = relative_to(&self.runner.address, text).ok_or_else(|| {
+                self.runner
+                    .unreachable(format!("the URL of its submodule, {text}, leads to above all folders"))
+            })?;
+            RepoUrl::parse(&absolute)?
+        } else {
+            RepoUrl::parse(text)?
+        };
+        if url.is_local() && !self.runner.url.is_local() {
+            let said =
+                format!("its submodule {url} may not be on this machine, as the repository itself is not");
+            return Err(self.runner.unreachable(said));
+        }
+        Ok(url)
+    }
+
+    /// Packs the mirror when a lot has been fetched since the last time, and drops what has long been of no use.
+    fn tidy(&self, mirror: &Path) {
+        let mut git = self.command_in(mirror);
+        git.args(["gc", "--auto", "--quiet"]);
+        let said = match self.runner.run("gc", git) {
+            Ok(ended) if ended.success => return,
+            Ok(ended) => ended.said,
+            Err(error) => error.to_string(),
+        };
+        tracing::warn!(mirror = %mirror.display(), said, "the mirror of the repository cannot be packed");
     }
 }
 
 /// Whether a text is a whole SHA-1 or SHA-256 name.
 fn is_full_hash(text: &str) -> bool {
-    matches!(text.len(), 40 | 64) && text.bytes().all(|b| b.is_ascii_hexdigit())
+    matches!(text.len(), 40 | 64) && is_hexadecimal(text)
 }
 
-/// A git that was killed leaves lock files, which would stop every later one. Nobody else is at work here:
-/// the lock beside the checkout is held.
-fn remove_stale_locks(git_dir: &Path) {
-    for name in ["index.lock", "HEAD.lock", "config.lock", "packed-refs.lock", "shallow.lock", "gc.pid"] {
-        let _ = fs::remove_file(git_dir.join(name));
+fn is_hexadecimal(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// Whether a revision that is no ref can be a commit all the same: a short hash, what `git describe` says
+/// (`v1-2-gabcdef`), or an expression.
+fn needs_history(revision: &str) -> bool {
+    let hash = revision.rsplit_once("-g").map_or(revision, |(_, hash)| hash);
+    (hash.len() >= 4 && is_hexadecimal(hash)) || revision.contains(['~', '^'])
+}
+
+/// The URLs of the submodules in a listing of `.gitmodules`, by the submodules' paths. Without those that are not to be
+/// written at all, and without paths that no file in a revision can have.
+fn urls_by_path<'a>(listing: &'a str) -> BTreeMap<&'a str, &'a str> {
+    let mut modules: BTreeMap<&'a str, BTreeMap<&'a str, &'a str>> = BTreeMap::new();
+    for entry in listing.split_terminator('\0') {
+        if let Some((key, value)) = entry.split_once('\n')
+            && let Some((name, setting)) = key.strip_prefix("submodule.").and_then(|key| key.rsplit_once('.'))
+        {
+            modules.entry(name).or_default().insert(setting, value);
+        }
     }
-    let mut folders = vec![git_dir.join("refs")];
+    let usable = |settings: BTreeMap<&str, &'a str>| {
+        let path = settings.get("path")?.trim_end_matches('/');
+        let inside = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+        let wanted = !path.is_empty() && inside && settings.get("update") != Some(&"none");
+        wanted.then_some((path, *settings.get("url")?))
+    };
+    modules.into_values().filter_map(usable).collect()
+}
+
+/// A relative URL made absolute as git does it: each leading `../` takes the last part of `base` off. Nothing when
+/// there are more of them than parts.
+pub(super) fn relative_to(base: &str, url: &str) -> Option<String> {
+    let (mut base, mut rest, mut separator) = (base.trim_end_matches('/'), url, '/');
+    loop {
+        if let Some(after) = rest.strip_prefix("./") {
+            rest = after;
+        } else if let Some(after) = rest.strip_prefix("../") {
+            rest = after;
+            // Of `host:path` the host stays.
+            let end = base.rfind('/').or_else(|| base.rfind(':'))?;
+            separator = char::from(base.as_bytes()[end]);
+            base = &base[..end];
+        } else {
+            return Some(format!("{base}{separator}{rest}").trim_end_matches('/').to_owned());
+        }
+    }
+}
+
+/// A git that was killed leaves lock files, which would stop every later one, and what it had fetched. Nobody else is
+/// at work here.
+fn remove_leftovers(mirror: &Path) {
+    let names = [
+        "index.lock",
+        "HEAD.lock",
+        "config.lock",
+        "packed-refs.lock",
+        "shallow.lock",
+        "gc.pid",
+        "objects/maintenance.lock",
+    ];
+    for name in names {
+        let _ = fs::remove_file(mirror.join(name));
+    }
+    let mut folders = vec![mirror.join("refs"), mirror.join("objects/pack")];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let name = name.as_encoded_bytes();
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => folders.push(entry.path()),
-                Ok(_) if entry.file_name().as_encoded_bytes().ends_with(b".lock") => {
+                Ok(_) if name.ends_with(b".lock") || name.starts_with(b"tmp_") => {
                     let _ = fs::remove_file(entry.path());
                 }
                 _ => {}

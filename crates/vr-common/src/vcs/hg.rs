@@ -1,64 +1,87 @@
-//! Mercurial checkouts.
+//! Mercurial repositories: one without a working copy is kept as the mirror, and a changeset's files are written
+//! straight from it.
 //!
 //! Revisions are looked up in the repository itself, so that its branches, tags and bookmarks of the moment count;
-//! the checkout then only needs the changeset. The URL is never written into the checkout.
+//! the mirror then only needs the changeset. Passwords are given apart from the URL, which hg writes into its journal.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use super::run::Runner;
-use super::{RepoUrl, VcsError, place_new};
+use url::{Url, form_urlencoded};
+
+use super::run::{Ended, Runner};
+use super::{Mirror, RepoUrl, VcsError, clear, with_mirror};
 use crate::process::command;
 
-pub(super) fn update(
+/// How long the note of a working copy's revisions is when it has none, in bytes.
+const EMPTY_DIRSTATE: u64 = 40;
+
+/// As [`super::check_out`].
+pub(super) fn check_out(
     url: &RepoUrl,
     revision: Option<&str>,
-    dir: &Path,
+    mirror: &Path,
+    into: &Path,
     deadline: Instant,
 ) -> Result<String, VcsError> {
-    let hg = Hg { runner: Runner { url, address: url.address(), program: "hg", deadline } };
-    let hash = hg.look_up(revision)?;
-    if fs::symlink_metadata(dir).is_ok() {
-        match hg.update_in(dir, &hash) {
-            Ok(()) => return Ok(hash),
-            Err(error @ (VcsError::TimedOut { .. } | VcsError::Start { .. })) => return Err(error),
-            // The repository has just answered, so what does not work is the checkout.
-            Err(error) => {
-                tracing::warn!(checkout = %dir.display(), %error, "the checkout is broken, making it anew");
-            }
+    let (address, account) = apart(url.address());
+    let hg = Hg { runner: Runner { url, address, program: "hg", deadline }, account };
+    // Each start of hg takes a good part of a second, so the usual case, a changeset that is here, is simply tried.
+    let mut missing = false;
+    if let Some(hash) = revision.filter(|revision| is_full_hash(revision))
+        && is_mirror(mirror)
+    {
+        if hg.archive(mirror, hash, into)?.success {
+            return Ok(hash.to_ascii_lowercase());
         }
+        clear(into)?;
+        missing = true;
     }
-    place_new(dir, |aside| {
-        let mut init = hg.command(None);
-        init.args(["init", "--"]).arg(aside);
-        hg.runner.must("init", init)?;
-        hg.update_in(aside, &hash)
-    })?;
-    Ok(hash)
+    let hash = hg.look_up(revision)?;
+    with_mirror(
+        mirror,
+        into,
+        |aside| {
+            let mut init = hg.command();
+            // In this format one can see whether there is a working copy.
+            init.args(["--config", "format.use-dirstate-v2=no", "init", "--"]).arg(aside);
+            hg.runner.must("init", init).map(drop)
+        },
+        |mirror, kind| hg.write_from(mirror, &hash, into, missing || kind == Mirror::New),
+    )
 }
 
 struct Hg<'a> {
     runner: Runner<'a>,
+    /// Settings with the user's name and password for the repository's host.
+    account: Vec<String>,
 }
 
 impl Hg<'_> {
     /// hg with everything set that no command may go without.
-    fn command(&self, dir: Option<&Path>) -> Command {
+    fn command(&self) -> Command {
         let mut hg = command("hg");
-        // A broken checkout must not make hg use a repository in a folder above, hence `--repository`;
-        // the settings inside the checkout, where hooks could be, are not read.
+        // The settings inside the mirror, where hooks could be, are not read.
         hg.env("HGPLAIN", "1").env("LC_ALL", "C.UTF-8").env("HGRCSKIPREPO", "1").env_remove("HG_PENDING");
-        hg.args(["--noninteractive", "--config", "extensions.purge=", "--config", "ui.timeout=30"]);
+        hg.args(["--noninteractive", "--config", "ui.timeout=30"]);
+        for setting in &self.account {
+            hg.arg("--config").arg(setting);
+        }
         if self.runner.address.starts_with("ssh://") && std::env::var_os("HGRCPATH").is_none() {
             hg.args(["--config", "ui.ssh=ssh -oBatchMode=yes"]);
         }
-        if let Some(dir) = dir {
-            hg.current_dir(dir).args(["--repository", "."]);
-        } else {
-            hg.current_dir("/");
-        }
+        hg.current_dir("/");
+        hg
+    }
+
+    /// hg for a mirror. Named outright: a broken one must not make hg use a repository in a folder above.
+    fn command_in(&self, mirror: &Path) -> Command {
+        let mut hg = self.command();
+        hg.current_dir(mirror).args(["--repository", "."]);
         hg
     }
 
@@ -69,11 +92,11 @@ impl Hg<'_> {
             None => vec!["@", "default", "tip"],
         };
         for candidate in &candidates {
-            let mut hg = self.command(None);
-            hg.args(["identify", "--debug", "--id", "--rev", candidate, "--"]).arg(&self.runner.address);
+            let mut hg = self.command();
+            hg.args(["identify", "--template", "{node}", "--rev", candidate, "--"]).arg(&self.runner.address);
             let ended = self.runner.run("identify", hg)?;
             let hash = ended.stdout.trim();
-            if ended.success && hash.len() == 40 && hash.bytes().all(|b| b.is_ascii_hexdigit()) {
+            if ended.success && is_full_hash(hash) {
                 // All zeros is the parent of the first commit: the repository is empty.
                 if hash.bytes().all(|b| b == b'0') {
                     return Err(self.runner.unknown_revision(candidate));
@@ -87,28 +110,74 @@ impl Hg<'_> {
         Err(self.runner.unknown_revision(revision.unwrap_or("default")))
     }
 
-    fn update_in(&self, dir: &Path, hash: &str) -> Result<(), VcsError> {
-        if !dir.join(".hg").is_dir() {
-            return Err(self.runner.failed("status", "the folder is not an hg checkout".to_owned()));
+    /// Writes the files, after fetching the changeset when it is known to be `missing` or turns out to be.
+    fn write_from(&self, mirror: &Path, hash: &str, into: &Path, missing: bool) -> Result<String, VcsError> {
+        if !is_mirror(mirror) {
+            let said = "the folder is not an hg repository without a working copy".to_owned();
+            return Err(self.runner.failed("status", said));
         }
-        let step = |step: &str, args: &[&str]| {
-            let mut hg = self.command(Some(dir));
-            // What relative names of subrepositories start from.
-            hg.arg("--config").arg(format!("paths.default={}", &self.runner.address));
-            hg.arg(step).args(args);
-            self.runner.run(step, hg)
-        };
-        let must = |name: &str, args: &[&str]| {
-            let ended = step(name, args)?;
-            if ended.success { Ok(()) } else { Err(self.runner.failed(name, ended.said)) }
-        };
-        // Each start of hg takes a good part of a second, so the usual case, a changeset that is already here,
-        // is simply tried.
-        let to_hash = ["--quiet", "--clean", "--rev", hash];
-        if !step("update", &to_hash)?.success {
-            must("pull", &["--quiet", "--rev", hash, "--", &self.runner.address])?;
-            must("update", &to_hash)?;
+        if !missing {
+            if self.archive(mirror, hash, into)?.success {
+                return Ok(hash.to_owned());
+            }
+            clear(into)?;
         }
-        must("purge", &["--all"])
+        let mut pull = self.command_in(mirror);
+        pull.args(["pull", "--quiet", "--rev", hash, "--"]).arg(&self.runner.address);
+        self.runner.must("pull", pull)?;
+        let written = self.archive(mirror, hash, into)?;
+        if written.success { Ok(hash.to_owned()) } else { Err(self.runner.failed("archive", written.said)) }
     }
+
+    fn archive(&self, mirror: &Path, hash: &str, into: &Path) -> Result<Ended, VcsError> {
+        let mut hg = self.command_in(mirror);
+        // What relative names of subrepositories start from.
+        hg.arg("--config").arg(format!("paths.default={}", self.runner.address));
+        hg.args(["--config", "ui.archivemeta=false"]);
+        hg.args(["archive", "--quiet", "--subrepos", "--type", "files", "--rev", hash, "--"]);
+        // hg would fill in what follows a percent sign.
+        let into = into.as_os_str().as_bytes();
+        hg.arg(OsStr::from_bytes(&into.split(|&byte| byte == b'%').collect::<Vec<_>>().join(&b"%%"[..])));
+        self.runner.run("archive", hg)
+    }
+}
+
+fn is_full_hash(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// Whether a folder is an hg repository without a working copy.
+fn is_mirror(folder: &Path) -> bool {
+    let data = folder.join(".hg");
+    data.is_dir() && fs::metadata(data.join("dirstate")).map_or(0, |file| file.len()) <= EMPTY_DIRSTATE
+}
+
+/// The URL without the name and password in it, and the settings that give hg both: it writes URLs into its journal and
+/// into the settings of subrepositories.
+fn apart(address: String) -> (String, Vec<String>) {
+    let parsed = Url::parse(&address).ok().filter(|url| matches!(url.scheme(), "http" | "https"));
+    let Some((mut url, password)) = parsed.and_then(|url| Some((url.clone(), decoded(url.password()?))))
+    else {
+        return (address, Vec::new());
+    };
+    let name = decoded(url.username());
+    // Only URLs without a host refuse this.
+    let _ = url.set_username("").and_then(|()| url.set_password(None));
+    let scheme = url.scheme();
+    let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
+    let account = [
+        ("prefix", format!("{}{port}/", url.host_str().unwrap_or_default())),
+        ("schemes", scheme.to_owned()),
+        ("username", name),
+        ("password", password),
+    ]
+    .map(|(name, value)| format!("auth.velociraptor.{name}={value}"));
+    (url.to_string(), account.into())
+}
+
+/// A part of a URL without its percent signs.
+fn decoded(text: &str) -> String {
+    // In forms these two mean something else.
+    let escaped = text.replace('+', "%2B").replace('&', "%26").replace('=', "%3D");
+    form_urlencoded::parse(escaped.as_bytes()).next().map_or_else(String::new, |(text, _)| text.into_owned())
 }

@@ -14,7 +14,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use super::{RepoUrl, VcsError};
 
 /// The most bytes kept of each stream: the first of standard output, the last of standard error.
-const KEEP: usize = 64 * 1024;
+const KEEP_OUTPUT: usize = 4 * 1024 * 1024;
+const KEEP_ERRORS: usize = 64 * 1024;
 /// How many of the last lines on standard error a message quotes, and how long they may be together.
 const QUOTED_LINES: usize = 4;
 const QUOTED_CHARS: usize = 600;
@@ -49,14 +50,15 @@ impl Runner<'_> {
             return Err(timed_out());
         }
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        crate::process::mark(&mut command);
         let mut child = command.spawn().map_err(start_error)?;
         let stdout = Kept::collect(child.stdout.take(), |kept, chunk| {
-            let room = KEEP - kept.len();
+            let room = KEEP_OUTPUT - kept.len();
             kept.extend_from_slice(&chunk[..chunk.len().min(room)]);
         });
         let stderr = Kept::collect(child.stderr.take(), |kept, chunk| {
             kept.extend_from_slice(chunk);
-            let surplus = kept.len().saturating_sub(KEEP);
+            let surplus = kept.len().saturating_sub(KEEP_ERRORS);
             kept.drain(..surplus);
         });
         let ended = wait_until(&mut child, self.deadline).map_err(start_error)?;
