@@ -11,16 +11,18 @@ use thiserror::Error;
 
 mod ahead;
 mod compression;
+mod encoder;
 mod pack;
+mod parallel_gzip;
 mod reader;
 mod remove;
 mod unpack;
 mod xattrs;
 
 pub use compression::{Compression, open_tarball};
-pub use pack::{PackOptions, PackSummary, pack};
+pub use pack::{PackOptions, PackSummary, pack, pack_open};
 pub(crate) use remove::remove_unfinished;
-pub use remove::{bytes_in, remove_tree};
+pub use remove::{bytes_in, bytes_in_while, remove_tree};
 pub use unpack::{Owner, SpecialFiles, UnpackOptions, UnpackSummary, unpack};
 
 /// What a tarball holds, which decides about modes, extended attributes and device nodes.

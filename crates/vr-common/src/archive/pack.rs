@@ -7,21 +7,29 @@ use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::thread;
 
 use md5::{Digest, Md5};
 use rustix::fs::{
     AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, fstat, major, minor, openat, openat2,
     readlinkat, statat,
 };
+use rustix::io::Errno;
 use tar::{Builder, EntryType, Header};
 
+use super::encoder::Encoder;
 use super::{ArchiveError, Compression, TarballKind, xattrs};
 use crate::fetch::aside::{AsideFile, folder_of};
 
 /// 1980-01-01T00:00:00Z: the earliest time that zip files can hold, so that apps can still be zipped.
-const FIXED_TIME: u64 = 315_532_800;
+const FIXED_TIME: i64 = 315_532_800;
 /// The longest name and link target that fit into a header, in bytes; longer ones get a header of their own.
 const FITS_HEADER: usize = 100;
+/// The unit in which archives are written, in bytes; two empty ones end them.
+const BLOCK: usize = 512;
+/// Bytes that are read from a file at once.
+const CHUNK: usize = 128 * 1024;
 
 /// How to pack.
 #[derive(Debug, Clone)]
@@ -53,104 +61,188 @@ pub struct PackSummary {
     pub bytes: u64,
     /// How many files, folders and links are in it.
     pub entries: u64,
+    /// The size of all files in it together, in bytes, holes included. One with several hard links counts once.
+    pub unpacked_bytes: u64,
 }
 
-/// Packs everything in `dir`, with the contents at the archive's root, compressed as the name of `tarball` says.
+/// Packs everything in `dir`, with the contents at the archive's root, compressed as the name of `tarball` says;
+/// gzip and zstd use all cores.
 ///
-/// The same files give the same bytes: entries are sorted (a folder's before the next of its siblings), and owners and
-/// times are fixed where the options say so. Hard links and symbolic links are kept; sockets are left out, and from
-/// builds pipes and device nodes too. The tarball is written aside and renamed, over an older one.
+/// The same files give the same bytes, on machines with any number of cores: entries are sorted (a folder's
+/// before the next of its siblings), and owners and times are fixed where the options say so. Hard links and
+/// symbolic links are kept; sockets are left out, and from builds pipes and device nodes too. Holes of sparse
+/// files are packed as the zeros they read as. The tarball is written aside and renamed, over an older one.
+///
+/// Errors: the tarball's name says no compression, it would be inside of `dir`, it cannot be written, or something in
+/// `dir` cannot be read or changes meanwhile.
 pub fn pack(dir: &Path, tarball: &Path, options: &PackOptions) -> Result<PackSummary, ArchiveError> {
+    let root = rustix::fs::open(dir, FOLDER, Mode::empty())
+        .map_err(|error| ArchiveError::Open { path: dir.to_owned(), source: error.into() })?;
+    if is_inside(tarball, dir) {
+        let source = io::Error::other("the tarball would be inside of what is packed");
+        return Err(ArchiveError::Place { action: "write", path: tarball.to_owned(), source });
+    }
+    pack_open(root, dir, tarball, options)
+}
+
+/// The same for an open folder, which may have no path at all, such as the root of a mount that is not attached
+/// anywhere; one that was opened for its place only (`O_PATH`) will do. Messages call it `shown`. The caller sees
+/// to it that the tarball is not inside.
+pub fn pack_open(
+    root: OwnedFd,
+    shown: &Path,
+    tarball: &Path,
+    options: &PackOptions,
+) -> Result<PackSummary, ArchiveError> {
     let write_error = |source| ArchiveError::Place { action: "write", path: tarball.to_owned(), source };
     let compression = Compression::from_name(tarball)
         .ok_or_else(|| ArchiveError::UnknownCompression(tarball.to_owned()))?;
-    let root = rustix::fs::open(dir, FOLDER, Mode::empty())
-        .map_err(|error| ArchiveError::Open { path: dir.to_owned(), source: error.into() })?;
+    let root = openat(&root, c".", FOLDER, Mode::empty())
+        .map_err(|error| ArchiveError::Open { path: shown.to_owned(), source: error.into() })?;
     let mut aside = AsideFile::create(tarball).map_err(write_error)?;
-    if let (Ok(inside), Ok(around)) = (folder_of(tarball).canonicalize(), dir.canonicalize())
-        && inside.starts_with(around)
-    {
-        return Err(write_error(io::Error::other("the tarball would be inside of what is packed")));
-    }
-
-    let summary = write_archive(dir, root, tarball, aside.file(), compression, options)?;
+    let file = aside.file().try_clone().map_err(write_error)?;
+    let packed = write_archive(root, file, compression, options);
+    let summary = packed.map_err(|(path, failure)| match failure {
+        Failure::Pack(source) => ArchiveError::Pack { path: shown.join(path), source },
+        Failure::Write(source) => write_error(source),
+    })?;
     aside.place().map_err(write_error)?;
     Ok(summary)
 }
 
+/// Whether a file that need not be there yet, nor its folder, would be in `dir`.
+fn is_inside(file: &Path, dir: &Path) -> bool {
+    let folder = std::path::absolute(folder_of(file)).unwrap_or_default();
+    let present = folder.ancestors().find_map(|folder| folder.canonicalize().ok());
+    matches!((present, dir.canonicalize()), (Some(present), Ok(dir)) if present.starts_with(&dir))
+}
+
+/// Why packing ended; becomes an [`ArchiveError`] where the names are known.
+enum Failure {
+    /// Something about what is packed.
+    Pack(io::Error),
+    /// Something about the tarball.
+    Write(io::Error),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Pack(error)
+    }
+}
+
+impl From<Errno> for Failure {
+    fn from(error: Errno) -> Self {
+        Self::Pack(error.into())
+    }
+}
+
+/// A failure comes with the path of the entry it is about, relative to the root.
 fn write_archive(
-    dir: &Path,
     root: OwnedFd,
-    tarball: &Path,
-    file: &mut File,
+    file: File,
     compression: Compression,
     options: &PackOptions,
-) -> Result<PackSummary, ArchiveError> {
-    let write_error = |source| ArchiveError::Place { action: "write", path: tarball.to_owned(), source };
-    let pack_error = |path: &Path, source| ArchiveError::Pack { path: dir.join(path), source };
+) -> Result<PackSummary, (PathBuf, Failure)> {
+    let write_failure = |source| (PathBuf::new(), Failure::Write(source));
     let hashed = Hashed { inner: BufWriter::with_capacity(1 << 20, file), hasher: Md5::new(), bytes: 0 };
-    let encoder = Encoder::new(compression, hashed).map_err(write_error)?;
-    let mut packer =
-        Packer { options, root, builder: Builder::new(encoder), hard_links: HashMap::new(), entries: 0 };
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let encoder = Encoder::new(compression, hashed, threads).map_err(write_failure)?;
+    let mut packer = Packer {
+        options,
+        root: Rc::new(root),
+        folder: None,
+        encoder,
+        hard_links: HashMap::new(),
+        chunk: vec![0; CHUNK],
+        entries: 0,
+        unpacked_bytes: 0,
+    };
     // A stack of names, the next one on top: depth first and in order, with no limit but the longest path.
-    let mut waiting = packer.list(Path::new("")).map_err(|source| pack_error(Path::new(""), source))?;
-    while let Some(path) = waiting.pop() {
-        let inside = packer.entry(&path).map_err(|source| pack_error(&path, source))?;
-        waiting.extend(inside);
+    let mut waiting = list(&packer.root, Path::new("")).map_err(|source| (PathBuf::new(), source.into()))?;
+    while let Some((path, kind)) = waiting.pop() {
+        match packer.entry(&path, kind) {
+            Ok(inside) => waiting.extend(inside),
+            Err(failure) => return Err((path, failure)),
+        }
     }
-    let (entries, mut hashed) = packer.finish().map_err(write_error)?;
-    hashed.flush().map_err(write_error)?;
-    Ok(PackSummary { md5: hex::encode(hashed.hasher.finalize()), bytes: hashed.bytes, entries })
+    let Packer { mut encoder, entries, unpacked_bytes, .. } = packer;
+    encoder.write_all(&[0; 2 * BLOCK]).map_err(write_failure)?;
+    let mut hashed = encoder.finish().map_err(write_failure)?;
+    hashed.flush().map_err(write_failure)?;
+    Ok(PackSummary {
+        md5: hex::encode(hashed.hasher.finalize()),
+        bytes: hashed.bytes,
+        entries,
+        unpacked_bytes,
+    })
 }
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-struct Packer<'a, W: Write> {
-    options: &'a PackOptions,
-    root: OwnedFd,
-    builder: Builder<Encoder<W>>,
-    /// The first path of every file that has several.
-    hard_links: HashMap<(u64, u64), PathBuf>,
-    entries: u64,
+/// The entries of an open folder with this path, the last one first.
+fn list(folder: &OwnedFd, path: &Path) -> io::Result<Vec<(PathBuf, FileType)>> {
+    let mut entries = Vec::new();
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let kind = match entry.file_type() {
+            // Some file systems do not say.
+            FileType::Unknown => {
+                FileType::from_raw_mode(statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode)
+            }
+            kind => kind,
+        };
+        entries.push((path.join(OsStr::from_bytes(name.to_bytes())), kind));
+    }
+    entries.sort_unstable_by(|(a, _), (b, _)| b.as_os_str().as_bytes().cmp(a.as_os_str().as_bytes()));
+    Ok(entries)
 }
 
-impl<W: Write> Packer<'_, W> {
-    /// Ends the archive; gives the number of entries and what it was written to.
-    fn finish(self) -> io::Result<(u64, W)> {
-        let Self { builder, entries, .. } = self;
-        Ok((entries, builder.into_inner()?.finish()?))
-    }
+struct Packer<'a> {
+    options: &'a PackOptions,
+    root: Rc<OwnedFd>,
+    /// The folder of the last entry: most entries follow others of their folder.
+    folder: Option<(PathBuf, Rc<OwnedFd>)>,
+    encoder: Encoder<Hashed<BufWriter<File>>>,
+    /// The first path of every file that has several.
+    hard_links: HashMap<(u64, u64), PathBuf>,
+    chunk: Vec<u8>,
+    entries: u64,
+    unpacked_bytes: u64,
+}
 
-    /// The entries of a folder, the last one first.
-    fn list(&self, folder: &Path) -> io::Result<Vec<PathBuf>> {
-        let mut names = Vec::new();
-        for entry in Dir::read_from(self.open_folder(folder)?)? {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes();
-            if !matches!(name, b"." | b"..") {
-                names.push(folder.join(OsStr::from_bytes(name)));
-            }
+impl Packer<'_> {
+    fn open_folder(&mut self, path: &Path) -> io::Result<Rc<OwnedFd>> {
+        if path.as_os_str().is_empty() {
+            return Ok(Rc::clone(&self.root));
         }
-        names.sort_unstable_by(|a, b| b.as_os_str().as_bytes().cmp(a.as_os_str().as_bytes()));
-        Ok(names)
-    }
-
-    fn open_folder(&self, folder: &Path) -> io::Result<OwnedFd> {
-        let path = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        if let Some((open, folder)) = &self.folder
+            && open == path
+        {
+            return Ok(Rc::clone(folder));
+        }
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        Ok(openat2(&self.root, path, FOLDER, Mode::empty(), resolve)?)
+        let folder = Rc::new(openat2(&self.root, path, FOLDER, Mode::empty(), resolve)?);
+        self.folder = Some((path.to_owned(), Rc::clone(&folder)));
+        Ok(folder)
     }
 
     /// Packs one entry, and gives what is inside of it, the last one first.
-    fn entry(&mut self, path: &Path) -> io::Result<Vec<PathBuf>> {
+    fn entry(&mut self, path: &Path, kind: FileType) -> Result<Vec<(PathBuf, FileType)>, Failure> {
         let name = path.file_name().unwrap_or_default();
         let parent = self.open_folder(path.parent().unwrap_or(Path::new("")))?;
-        let stat = statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        match FileType::from_raw_mode(stat.st_mode) {
+        match kind {
             FileType::Directory => {
-                let inside = self.list(path)?;
-                let attributes = xattrs::read(self.open_folder(path)?, self.options.kind)?;
-                self.append(EntryType::Directory, path, &stat, 0, &attributes, io::empty())?;
+                let folder = openat(&parent, name, FOLDER | OFlags::NOFOLLOW, Mode::empty())?;
+                let attributes = xattrs::read(&folder, self.options.kind)?;
+                self.append(EntryType::Directory, path, &fstat(&folder)?, 0, &attributes)?;
+                let inside = list(&folder, path)?;
+                // Its entries come next.
+                self.folder = Some((path.to_owned(), Rc::new(folder)));
                 Ok(inside)
             }
             FileType::RegularFile => {
@@ -158,31 +250,34 @@ impl<W: Write> Packer<'_, W> {
                 Ok(Vec::new())
             }
             FileType::Symlink => {
+                let stat = statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
                 let target = readlinkat(&parent, name, Vec::new())?;
                 self.append_link(EntryType::Symlink, path, &stat, target.as_bytes())?;
                 Ok(Vec::new())
             }
-            kind @ (FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo)
+            FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo
                 if self.options.kind == TarballKind::Image =>
             {
-                let entry_type = match kind {
+                let stat = statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                let entry_type = match FileType::from_raw_mode(stat.st_mode) {
                     FileType::CharacterDevice => EntryType::Char,
                     FileType::BlockDevice => EntryType::Block,
-                    _ => EntryType::Fifo,
+                    FileType::Fifo => EntryType::Fifo,
+                    _ => return Err(changed()),
                 };
-                self.append(entry_type, path, &stat, 0, &[], io::empty())?;
+                self.append(entry_type, path, &stat, 0, &[])?;
                 Ok(Vec::new())
             }
             _ => Ok(Vec::new()),
         }
     }
 
-    fn file(&mut self, path: &Path, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    fn file(&mut self, path: &Path, parent: &OwnedFd, name: &OsStr) -> Result<(), Failure> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = File::from(openat(parent, name, flags, Mode::empty())?);
         let stat = fstat(&file)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(io::Error::other("it changed while it was packed"));
+            return Err(changed());
         }
         if stat.st_nlink > 1 {
             let identity = (stat.st_dev, stat.st_ino);
@@ -194,12 +289,36 @@ impl<W: Write> Packer<'_, W> {
         }
         let size = u64::try_from(stat.st_size).unwrap_or_default();
         let attributes = xattrs::read(&file, self.options.kind)?;
-        let mut whole = Exactly { file, left: size };
-        self.append(EntryType::Regular, path, &stat, size, &attributes, &mut whole)?;
-        if whole.file.read(&mut [0])? > 0 {
-            return Err(io::Error::other("it grew while it was packed"));
+        self.append(EntryType::Regular, path, &stat, size, &attributes)?;
+        self.data(file, size)
+    }
+
+    /// Packs a file's bytes, which must be as many as its header says.
+    fn data(&mut self, mut file: File, size: u64) -> Result<(), Failure> {
+        let mut left = size;
+        loop {
+            let read = match file.read(&mut self.chunk) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let grew = || io::Error::other("it grew while it was packed");
+            left = left.checked_sub(read as u64).ok_or_else(grew)?;
+            self.encoder.write_all(&self.chunk[..read]).map_err(Failure::Write)?;
         }
-        Ok(())
+        if left > 0 {
+            return Err(io::Error::other("it shrank while it was packed").into());
+        }
+        self.unpacked_bytes += size;
+        self.fill_block(size)
+    }
+
+    /// Writes the zeros after data of this size.
+    fn fill_block(&mut self, size: u64) -> Result<(), Failure> {
+        let used = usize::try_from(size % BLOCK as u64).unwrap_or_default();
+        let zeros = &[0; BLOCK][..used.next_multiple_of(BLOCK) - used];
+        self.encoder.write_all(zeros).map_err(Failure::Write)
     }
 
     fn header(&self, entry_type: EntryType, stat: &Stat, size: u64) -> Header {
@@ -213,12 +332,16 @@ impl<W: Write> Packer<'_, W> {
         };
         header.set_uid(uid.into());
         header.set_gid(gid.into());
-        let time = if self.options.fixed_time {
-            FIXED_TIME
-        } else {
-            u64::try_from(stat.st_mtime).unwrap_or_default()
-        };
-        header.set_mtime(time);
+        let time = if self.options.fixed_time { FIXED_TIME } else { stat.st_mtime };
+        match u64::try_from(time) {
+            Ok(time) => header.set_mtime(time),
+            // As GNU does it: before 1970 the field is one large negative number.
+            Err(_) => {
+                let (front, back) = header.as_old_mut().mtime.split_at_mut(4);
+                front.fill(0xff);
+                back.copy_from_slice(&time.to_be_bytes());
+            }
+        }
         if matches!(entry_type, EntryType::Char | EntryType::Block) {
             // These headers have the fields, so this cannot fail.
             let _ = header.set_device_major(major(stat.st_rdev));
@@ -227,6 +350,7 @@ impl<W: Write> Packer<'_, W> {
         header
     }
 
+    /// Writes everything about an entry but its data.
     fn append(
         &mut self,
         entry_type: EntryType,
@@ -234,22 +358,22 @@ impl<W: Write> Packer<'_, W> {
         stat: &Stat,
         size: u64,
         attributes: &[(String, Vec<u8>)],
-        data: impl Read,
-    ) -> io::Result<()> {
+    ) -> Result<(), Failure> {
         if !attributes.is_empty() {
             let fields: Vec<(String, &[u8])> = attributes
                 .iter()
                 .map(|(name, value)| (format!("{}{name}", xattrs::PAX_PREFIX), value.as_slice()))
                 .collect();
-            self.builder.append_pax_extensions(fields.iter().map(|(name, value)| (name.as_str(), *value)))?;
+            let mut builder = Builder::new(Vec::new());
+            builder.append_pax_extensions(fields.iter().map(|(name, value)| (name.as_str(), *value)))?;
+            self.encoder.write_all(builder.get_ref()).map_err(Failure::Write)?;
         }
-        let mut header = self.header(entry_type, stat, size);
-        self.entries += 1;
+        let header = self.header(entry_type, stat, size);
         let mut name = path.as_os_str().as_bytes().to_vec();
         if entry_type == EntryType::Directory {
             name.push(b'/');
         }
-        self.append_raw(&mut header, &name, None, data)
+        self.append_raw(header, &name, None)
     }
 
     fn append_link(
@@ -258,36 +382,25 @@ impl<W: Write> Packer<'_, W> {
         path: &Path,
         stat: &Stat,
         target: &[u8],
-    ) -> io::Result<()> {
-        let mut header = self.header(entry_type, stat, 0);
-        self.entries += 1;
-        self.append_raw(&mut header, path.as_os_str().as_bytes(), Some(target), io::empty())
+    ) -> Result<(), Failure> {
+        let header = self.header(entry_type, stat, 0);
+        self.append_raw(header, path.as_os_str().as_bytes(), Some(target))
     }
 
     /// Names and targets go in byte for byte: the usual functions tidy them up, and a link's target is not ours to change.
-    fn append_raw(
-        &mut self,
-        header: &mut Header,
-        name: &[u8],
-        target: Option<&[u8]>,
-        data: impl Read,
-    ) -> io::Result<()> {
+    fn append_raw(&mut self, mut header: Header, name: &[u8], target: Option<&[u8]>) -> Result<(), Failure> {
+        self.entries += 1;
         if let Some(target) = target {
             let in_header = self.long_or_short(EntryType::GNULongLink, target)?;
-            if let Some(gnu) = header.as_gnu_mut() {
-                gnu.linkname[..in_header.len()].copy_from_slice(in_header);
-            }
+            header.as_old_mut().linkname[..in_header.len()].copy_from_slice(in_header);
         }
         let in_header = self.long_or_short(EntryType::GNULongName, name)?;
-        if let Some(gnu) = header.as_gnu_mut() {
-            gnu.name[..in_header.len()].copy_from_slice(in_header);
-        }
-        header.set_cksum();
-        self.builder.append(header, data)
+        header.as_old_mut().name[..in_header.len()].copy_from_slice(in_header);
+        self.write_header(header)
     }
 
     /// Writes a header of its own for a text that is too long; gives the part that the entry's own header holds.
-    fn long_or_short<'t>(&mut self, kind: EntryType, text: &'t [u8]) -> io::Result<&'t [u8]> {
+    fn long_or_short<'t>(&mut self, kind: EntryType, text: &'t [u8]) -> Result<&'t [u8], Failure> {
         if text.len() <= FITS_HEADER {
             return Ok(text);
         }
@@ -297,36 +410,25 @@ impl<W: Write> Packer<'_, W> {
         header.set_uid(0);
         header.set_gid(0);
         header.set_mtime(0);
-        header.set_size(text.len() as u64 + 1);
-        if let Some(gnu) = header.as_gnu_mut() {
-            let name = b"././@LongLink";
-            gnu.name[..name.len()].copy_from_slice(name);
-        }
-        header.set_cksum();
-        self.builder.append(&header, text.chain(&[0_u8][..]))?;
+        let size = text.len() as u64 + 1;
+        header.set_size(size);
+        let name = b"././@LongLink";
+        header.as_old_mut().name[..name.len()].copy_from_slice(name);
+        self.write_header(header)?;
+        self.encoder.write_all(text).map_err(Failure::Write)?;
+        self.encoder.write_all(&[0]).map_err(Failure::Write)?;
+        self.fill_block(size)?;
         Ok(&text[..FITS_HEADER])
     }
-}
 
-/// A file that has as many bytes as its header says; fewer are an error.
-struct Exactly {
-    file: File,
-    left: u64,
-}
-
-impl Read for &mut Exactly {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(into.len());
-        if most == 0 {
-            return Ok(0);
-        }
-        let n = self.file.read(&mut into[..most])?;
-        if n == 0 {
-            return Err(io::Error::other("it shrank while it was packed"));
-        }
-        self.left -= n as u64;
-        Ok(n)
+    fn write_header(&mut self, mut header: Header) -> Result<(), Failure> {
+        header.set_cksum();
+        self.encoder.write_all(header.as_bytes()).map_err(Failure::Write)
     }
+}
+
+fn changed() -> Failure {
+    Failure::Pack(io::Error::other("it changed while it was packed"))
 }
 
 /// Counts and hashes what is written.
@@ -346,67 +448,5 @@ impl<W: Write> Write for Hashed<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
-    }
-}
-
-/// A compressor, of any kind.
-enum Encoder<W: Write> {
-    None(W),
-    Gzip(flate2::write::GzEncoder<W>),
-    Bzip2(bzip2::write::BzEncoder<W>),
-    Xz(liblzma::write::XzEncoder<W>),
-    Zstd(zstd::stream::write::Encoder<'static, W>),
-}
-
-impl<W: Write> Encoder<W> {
-    fn new(compression: Compression, writer: W) -> io::Result<Self> {
-        Ok(match compression {
-            Compression::None => Self::None(writer),
-            // Neither the file's name nor the time get into the stream.
-            Compression::Gzip => {
-                Self::Gzip(flate2::GzBuilder::new().mtime(0).write(writer, flate2::Compression::default()))
-            }
-            Compression::Bzip2 => {
-                Self::Bzip2(bzip2::write::BzEncoder::new(writer, bzip2::Compression::default()))
-            }
-            Compression::Xz => Self::Xz(liblzma::write::XzEncoder::new(writer, 6)),
-            Compression::Zstd => {
-                let mut encoder = zstd::stream::write::Encoder::new(writer, zstd::DEFAULT_COMPRESSION_LEVEL)?;
-                encoder.include_checksum(true)?;
-                Self::Zstd(encoder)
-            }
-        })
-    }
-
-    fn finish(self) -> io::Result<W> {
-        match self {
-            Self::None(writer) => Ok(writer),
-            Self::Gzip(encoder) => encoder.finish(),
-            Self::Bzip2(encoder) => encoder.finish(),
-            Self::Xz(encoder) => encoder.finish(),
-            Self::Zstd(encoder) => encoder.finish(),
-        }
-    }
-}
-
-impl<W: Write> Write for Encoder<W> {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::None(writer) => writer.write(data),
-            Self::Gzip(encoder) => encoder.write(data),
-            Self::Bzip2(encoder) => encoder.write(data),
-            Self::Xz(encoder) => encoder.write(data),
-            Self::Zstd(encoder) => encoder.write(data),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::None(writer) => writer.flush(),
-            Self::Gzip(encoder) => encoder.flush(),
-            Self::Bzip2(encoder) => encoder.flush(),
-            Self::Xz(encoder) => encoder.flush(),
-            Self::Zstd(encoder) => encoder.flush(),
-        }
     }
 }

@@ -167,7 +167,8 @@ impl<R: Read> TarReader<R> {
         Ok(())
     }
 
-    /// The map of a sparse file in PAX form: in a field (0.1), or in front of the data (1.0).
+    /// The map of a sparse file in PAX form: in fields that are repeated (0.0), in one field (0.1), or in front of the
+    /// data (1.0). GNU tar's manual, "Storing Sparse Files".
     fn pax_sparse(&mut self, member: &mut Member) -> io::Result<()> {
         if let Some(map) = member.field("GNU.sparse.map") {
             let numbers: Vec<u64> = map.split(|b| *b == b',').map(number).collect::<io::Result<_>>()?;
@@ -188,6 +189,9 @@ impl<R: Read> TarReader<R> {
             }
             member.pieces = pairs(&numbers)?;
             member.size = size.ok_or_else(|| bad("a sparse file without a size"))?;
+        } else if let Some(size) = member.number("GNU.sparse.size")? {
+            member.pieces = repeated_pieces(&member.fields)?;
+            member.size = size;
         } else if member.fields.iter().any(|(key, _)| key.starts_with(b"GNU.sparse.")) {
             return Err(bad("a sparse file in a form that this program does not know"));
         }
@@ -312,6 +316,22 @@ fn pairs(numbers: &[u64]) -> io::Result<Vec<(u64, u64)>> {
         return Err(bad("the map of a sparse file is cut off"));
     }
     Ok(pairs.iter().map(|[offset, length]| (*offset, *length)).collect())
+}
+
+/// The map of a sparse file whose pieces have two fields each.
+fn repeated_pieces(fields: &[(Vec<u8>, Vec<u8>)]) -> io::Result<Vec<(u64, u64)>> {
+    let mut numbers = Vec::new();
+    for (key, value) in fields {
+        // In turn: an offset, then a length.
+        let turn: &[u8] =
+            if numbers.len().is_multiple_of(2) { b"GNU.sparse.offset" } else { b"GNU.sparse.numbytes" };
+        if key == turn {
+            numbers.push(number(value)?);
+        } else if matches!(key.as_slice(), b"GNU.sparse.offset" | b"GNU.sparse.numbytes") {
+            return Err(bad("the map of a sparse file is out of order"));
+        }
+    }
+    pairs(&numbers)
 }
 
 fn without_final_zeros(mut text: Vec<u8>) -> Vec<u8> {

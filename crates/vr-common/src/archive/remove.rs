@@ -56,6 +56,11 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
 /// What a file or a folder takes on disk, in bytes, about: what cannot be looked at is left out. For people who are
 /// to be told what a removal brings.
 pub fn bytes_in(path: &Path) -> u64 {
+    bytes_in_while(path, |_| true)
+}
+
+/// As [`bytes_in`], for as long as `goes_on` says so of what was counted so far.
+pub fn bytes_in_while(path: &Path, goes_on: impl Fn(u64) -> bool) -> u64 {
     let mut bytes = 0;
     let mut seen = BTreeSet::new();
     let mut left = vec![path.to_owned()];
@@ -65,6 +70,9 @@ pub fn bytes_in(path: &Path) -> u64 {
             continue;
         }
         bytes += found.blocks() * 512;
+        if !goes_on(bytes) {
+            break;
+        }
         if found.is_dir()
             && let Ok(entries) = std::fs::read_dir(&path)
         {

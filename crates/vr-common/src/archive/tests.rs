@@ -3,17 +3,24 @@
 use std::ffi::CString;
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount,
+    fsopen, open_tree,
+};
 use tar::{Builder, EntryType, Header};
 use tempfile::TempDir;
 
 use super::*;
 use crate::fetch::md5_file;
 use crate::progress::Progress;
+
+mod formats;
 
 /// One entry of an archive, with the name and target byte for byte as given.
 struct Entry<'a> {
@@ -467,16 +474,6 @@ fn what_is_no_archive_is_said_to_be_none() {
     assert_eq!(place.read("a"), "x");
 }
 
-#[test]
-fn several_gzip_streams_are_one_archive() {
-    let tar = tar_bytes(&[file("a", &[b'x'; 3000])]);
-    let mut bytes = gzip(&tar[..1000]);
-    bytes.extend(gzip(&tar[1000..]));
-    let place = Place::with_bytes("x.tar.gz", &bytes);
-    unpack(&place.path("x.tar.gz"), &place.path("into"), &mine()).unwrap();
-    assert_eq!(place.read("a").len(), 3000);
-}
-
 /// A tree with one of everything that can be packed.
 fn sample(dir: &Path) {
     fs::create_dir_all(dir.join("b/empty")).unwrap();
@@ -675,6 +672,66 @@ fn a_tarball_inside_of_what_is_packed_is_refused() {
     let error = pack(place.path(), &place.path().join("x.tar.gz"), &PackOptions::build()).unwrap_err();
     assert!(crate::exit::chain(&error).ends_with("the tarball would be inside of what is packed"));
     assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_folder_without_a_path_is_packed() {
+    let place = tempfile::tempdir().unwrap();
+    let source = place.path().join("source");
+    fs::create_dir(&source).unwrap();
+    sample(&source);
+    let expected = pack(&source, &place.path().join("1.tar.gz"), &PackOptions::build()).unwrap();
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let detached = open_tree(CWD, &source, flags).unwrap();
+    // What has the path now is something else.
+    fs::rename(&source, place.path().join("elsewhere")).unwrap();
+    fs::create_dir(&source).unwrap();
+    let packed = pack_open(detached, &source, &place.path().join("2.tar.gz"), &PackOptions::build()).unwrap();
+    assert_eq!(packed, expected);
+}
+
+#[test]
+fn one_core_gives_the_same_bytes() {
+    let place = tempfile::tempdir().unwrap();
+    let source = place.path().join("source");
+    fs::create_dir(&source).unwrap();
+    sample(&source);
+    fs::write(source.join("large"), random_bytes(2_000_000)).unwrap();
+    let md5 = |name: &str| pack(&source, &place.path().join(name), &PackOptions::build()).unwrap().md5;
+    for name in ["x.tar.gz", "x.tar.zst"] {
+        let on_all = md5(name);
+        let on_one = std::thread::scope(|scope| {
+            let limited = scope.spawn(|| {
+                let mut one = rustix::thread::CpuSet::new();
+                one.set(rustix::thread::sched_getcpu());
+                rustix::thread::sched_setaffinity(None, &one).unwrap();
+                assert_eq!(std::thread::available_parallelism().unwrap().get(), 1);
+                md5(name)
+            });
+            limited.join().unwrap()
+        });
+        assert_eq!(on_one, on_all, "{name}");
+    }
+}
+
+#[test]
+fn a_full_disk_is_an_error_of_the_tarball_and_leaves_nothing() {
+    let place = tempfile::tempdir().unwrap();
+    let source = place.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("file"), random_bytes(3_000_000)).unwrap();
+    // A file system of 64 KiB that is mounted nowhere.
+    let small = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+    fsconfig_set_string(&small, "size", "64k").unwrap();
+    fsconfig_create(&small).unwrap();
+    let small = fsmount(&small, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).unwrap();
+    let folder = PathBuf::from(format!("/proc/self/fd/{}", small.as_raw_fd()));
+    for name in ["x.tar", "x.tar.gz", "x.tar.zst"] {
+        let error = pack(&source, &folder.join(name), &PackOptions::build()).unwrap_err();
+        assert!(matches!(error, ArchiveError::Place { action: "write", .. }), "{name}: {error}");
+        assert!(crate::exit::chain(&error).contains("No space left on device"), "{name}");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0, "{name}");
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use rustix::fs::{
     unlinkat, utimensat,
 };
 use rustix::io::Errno;
-use tar::EntryType;
+use tar::{EntryType, Header};
 
 use super::ahead::ReadAhead;
 use super::compression::{Compression, open_known};
@@ -122,7 +122,9 @@ pub struct UnpackSummary {
 /// Unpacks a tarball into a folder, which is made when it is missing.
 ///
 /// An entry replaces what has its name already, except that a folder keeps an existing folder's files. After an error
-/// the folder is in any state, so callers unpack beside the final place and rename. Errors: the archive cannot be read, is truncated, has an
+/// the folder is in any state, so callers unpack beside the final place and rename. Device nodes and pipes are left out
+/// unless the options say otherwise: whatever runs on the files gets a `/dev` of its own. Holes of sparse files stay
+/// holes. Errors: the archive cannot be read, is truncated, has an
 /// entry that would end up outside of the folder or that goes through a symbolic link, or exceeds a limit.
 pub fn unpack(tarball: &Path, into: &Path, options: &UnpackOptions) -> Result<UnpackSummary, ArchiveError> {
     let (compression, reader) = open_known(tarball, &options.progress)?;
@@ -141,6 +143,7 @@ pub fn unpack(tarball: &Path, into: &Path, options: &UnpackOptions) -> Result<Un
         folders: BTreeMap::new(),
         remembered: 0,
         may_chown: rustix::process::geteuid().is_root(),
+        chunk: vec![0; CHUNK],
         summary: UnpackSummary::default(),
     };
     unpacker.run(reader)
@@ -198,6 +201,7 @@ struct Unpacker<'a> {
     /// How much memory `folders` takes, about.
     remembered: usize,
     may_chown: bool,
+    chunk: Vec<u8>,
     summary: UnpackSummary,
 }
 
@@ -420,7 +424,6 @@ impl Unpacker<'_> {
         let fd = self
             .replace(components, parent, name, || openat(parent, name, NEW_FILE, Mode::RUSR | Mode::WUSR))?;
         let mut file = File::from(fd);
-        let mut chunk = vec![0; CHUNK.min(usize::try_from(member.size).unwrap_or(CHUNK).max(1))];
         let mut end = 0;
         // An empty piece marks the end of a file that ends with a hole.
         for (offset, length) in member.pieces.iter().filter(|(_, length)| *length > 0) {
@@ -430,12 +433,12 @@ impl Unpacker<'_> {
             end = offset + length;
             let mut left = *length;
             while left > 0 {
-                let most = chunk.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-                let n = archive.read_data(&mut chunk[..most]).map_err(EntryFailure::Corrupt)?;
+                let most = self.chunk.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                let n = archive.read_data(&mut self.chunk[..most]).map_err(EntryFailure::Corrupt)?;
                 if n == 0 {
                     return Err(EntryFailure::Corrupt(io::ErrorKind::UnexpectedEof.into()));
                 }
-                file.write_all(&chunk[..n]).map_err(EntryFailure::Write)?;
+                file.write_all(&self.chunk[..n]).map_err(EntryFailure::Write)?;
                 left -= n as u64;
             }
         }
@@ -644,8 +647,11 @@ fn metadata(member: &Member, kind: TarballKind) -> Result<Metadata, EntryFailure
             None if in_header.iter().all(|b| matches!(b, 0 | b' ')) => 0,
             None => value.map_err(EntryFailure::Corrupt)?,
         };
+        // The largest number means "nobody in particular" to the kernel.
         u32::try_from(value)
-            .map_err(|_| EntryFailure::Refused("has an owner or a mode whose number is too large"))
+            .ok()
+            .filter(|number| *number != u32::MAX)
+            .ok_or(EntryFailure::Refused("has an owner or a mode whose number is too large"))
     };
     let mtime = member.field("mtime").and_then(|time| parse_pax_time(std::str::from_utf8(time).ok()?));
     let mut xattrs = Vec::new();
@@ -663,24 +669,32 @@ fn metadata(member: &Member, kind: TarballKind) -> Result<Metadata, EntryFailure
         mode: number("", &fields.mode, header.mode().map(u64::from))?,
         uid: number("uid", &fields.uid, header.uid())?,
         gid: number("gid", &fields.gid, header.gid())?,
-        mtime: mtime.unwrap_or_else(|| Timespec {
-            // Times before 1970 are stored as numbers that are not times; 0 is as good as any.
-            tv_sec: header.mtime().ok().and_then(|t| i64::try_from(t).ok()).unwrap_or_default(),
-            tv_nsec: 0,
-        }),
+        mtime: mtime.unwrap_or_else(|| Timespec { tv_sec: header_time(header), tv_nsec: 0 }),
         xattrs,
     })
 }
 
-/// Seconds since 1970 with an optional fraction: `1700000000.25`.
+/// Seconds since 1970; a time that makes no sense is as good as any, so it is 0.
+fn header_time(header: &Header) -> i64 {
+    match header.mtime() {
+        // GNU's form for times before 1970: one large negative number.
+        Ok(time) if header.as_old().mtime[0] == 0xff => time.cast_signed(),
+        Ok(time) => i64::try_from(time).unwrap_or_default(),
+        Err(_) => 0,
+    }
+}
+
+/// Seconds since 1970 with an optional fraction: `1700000000.25`, `-0.5`.
 fn parse_pax_time(text: &str) -> Option<Timespec> {
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
     let tv_sec: i64 = seconds.parse().ok()?;
-    if tv_sec < 0 {
-        return Some(Timespec { tv_sec, tv_nsec: 0 });
-    }
     let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
-    Some(Timespec { tv_sec, tv_nsec: digits.parse().ok()? })
+    let tv_nsec = i64::from(digits.parse::<u32>().ok()?);
+    if text.starts_with('-') && tv_nsec > 0 {
+        // The kernel counts the fraction forward from the second before.
+        return Some(Timespec { tv_sec: tv_sec.checked_sub(1)?, tv_nsec: 1_000_000_000 - tv_nsec });
+    }
+    Some(Timespec { tv_sec, tv_nsec })
 }
 
 /// A modification time; the access time is now, or both stay when there is none.

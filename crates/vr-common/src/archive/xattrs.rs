@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fsetxattr};
+use rustix::io::Errno;
 
 use super::TarballKind;
 
@@ -19,14 +20,21 @@ pub(super) fn travels(name: &[u8], kind: TarballKind) -> bool {
 
 /// The attributes of an open file that travel, sorted by name. None where there is no support for them.
 pub(super) fn read(file: impl AsFd, kind: TarballKind) -> io::Result<Vec<(String, Vec<u8>)>> {
-    let mut names = vec![0; LARGEST];
-    let length = match flistxattr(&file, &mut names[..]) {
-        Ok(length) => length,
-        Err(rustix::io::Errno::NOTSUP) => return Ok(Vec::new()),
+    // Nearly every file has none or few, so the large list is the exception.
+    let mut few = [0; 256];
+    let mut many = Vec::new();
+    let names = match flistxattr(&file, &mut few[..]) {
+        Ok(length) => &few[..length],
+        Err(Errno::RANGE) => {
+            many.resize(LARGEST, 0);
+            let length = flistxattr(&file, &mut many[..])?;
+            &many[..length]
+        }
+        Err(Errno::NOTSUP) => return Ok(Vec::new()),
         Err(error) => return Err(error.into()),
     };
     let mut found = Vec::new();
-    for name in names[..length].split(|b| *b == 0).filter(|name| travels(name, kind)) {
+    for name in names.split(|b| *b == 0).filter(|name| travels(name, kind)) {
         // PAX fields are named in UTF-8.
         let Ok(name) = std::str::from_utf8(name) else { continue };
         // In a PAX field the name ends at the first of these.
