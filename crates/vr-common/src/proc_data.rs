@@ -5,9 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use serde_yaml::{Mapping, Value};
+use thiserror::Error;
 
 use crate::names::{
     AppName, ConfigName, ContainerHostName, ContainerName, NameError, ProcName, ReleaseHash, Version,
@@ -81,19 +83,30 @@ pub struct CpuLimit {
     pub thousandths: u32,
 }
 
-impl<'de> Deserialize<'de> for CpuLimit {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        use serde::de::Error;
-        let text = Scalar::deserialize(deserializer)?.0;
+/// A text that is no number of processors.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{0:?} is not a number of processors: expected one such as 0.5 or 2, at least 0.01")]
+pub struct BadCpuLimit(String);
+
+impl FromStr for CpuLimit {
+    type Err = BadCpuLimit;
+
+    fn from_str(text: &str) -> Result<Self, BadCpuLimit> {
         let plain =
             !text.is_empty() && text.len() <= 20 && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
         let cores = text.parse::<f64>().ok().filter(|cores| plain && (0.01..=10_000.0).contains(cores));
         match cores {
             Some(cores) => Ok(Self { thousandths: (cores * 1000.0).round() as u32 }),
-            None => Err(D::Error::custom(format!(
-                "cpu_limit: {text:?} is not a number of processors: expected one such as 0.5 or 2, at least 0.01"
-            ))),
+            None => Err(BadCpuLimit(text.chars().take(60).collect())),
         }
+    }
+}
+
+impl<'de> Deserialize<'de> for CpuLimit {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error;
+        let text = Scalar::deserialize(deserializer)?.0;
+        text.parse().map_err(|error| D::Error::custom(format!("cpu_limit: {error}")))
     }
 }
 
@@ -154,7 +167,7 @@ pub enum Network {
 }
 
 impl Network {
-    fn is_host(&self) -> bool {
+    pub(crate) fn is_host(&self) -> bool {
         *self == Self::Host
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -90,6 +91,18 @@ impl HeldImage {
         }
     }
 
+    /// The contents' path.
+    pub fn contents(&self) -> &Path {
+        &self.contents
+    }
+
+    /// A path of the very contents that are held, whatever takes their place. It is good in this process only, for as long
+    /// as this lives; made canonical, it is the one that they have at the moment.
+    pub fn lasting_path(&self) -> PathBuf {
+        // With the dot, it is that of a folder, and not of a link to one.
+        PathBuf::from(format!("/proc/self/fd/{}/.", self.lock.file().as_raw_fd()))
+    }
+
     /// To be called once the contents are mounted: if they were replaced after they were held, the new ones are
     /// held too.
     pub fn renew(&mut self) -> Result<(), ImageError> {
@@ -115,13 +128,31 @@ pub fn image_contents(
     bring(root, name, url, md5).map(|(contents, _)| contents)
 }
 
-/// The same; says also what had to be done.
+/// Brings an image into place, as [`image_contents`] does, and holds its contents.
+pub fn held_image(root: &VrRoot, name: &str, url: &str, md5: Option<&str>) -> Result<HeldImage, ImageError> {
+    bring_and_hold(root, name, url, md5).map(|(held, _)| held)
+}
+
+/// As [`image_contents`]; says also what had to be done.
 pub(crate) fn bring(
     root: &VrRoot,
     name: &str,
     url: &str,
     md5: Option<&str>,
 ) -> Result<(PathBuf, Work), ImageError> {
+    let (held, work) = bring_and_hold(root, name, url, md5)?;
+    let contents = held.contents.clone();
+    // Never let go of: whoever asked is about to use them, and gets only a path.
+    Box::leak(Box::new(held));
+    Ok((contents, work))
+}
+
+fn bring_and_hold(
+    root: &VrRoot,
+    name: &str,
+    url: &str,
+    md5: Option<&str>,
+) -> Result<(HeldImage, Work), ImageError> {
     let folder = root.image(name);
     let contents = folder.join("contents");
     let io_error = |action, path: &Path| {
@@ -153,11 +184,10 @@ pub(crate) fn bring(
         })?;
         work.unpacked = true;
     }
-    if let Some(held) = HeldImage::find(&contents)? {
-        // Never let go of: whoever asked is about to use them, and gets only a path.
-        Box::leak(Box::new(held));
+    match HeldImage::find(&contents)? {
+        Some(held) => Ok((held, work)),
+        None => Err(io_error("find", &contents)(io::ErrorKind::NotFound.into())),
     }
-    Ok((contents, work))
 }
 
 /// What is known of an image's contents.
@@ -369,6 +399,16 @@ mod tests {
         let setup = FileLock::existing(&folder.join(SETUP_LOCK)).unwrap();
         assert!(remove_left(&folder).unwrap().is_empty());
         drop(setup);
+        assert_eq!(remove_left(&folder).unwrap().len(), 1);
+        // What is held has a path, wherever it was moved.
+        let sum = pack("held");
+        let url = tarball.to_str().unwrap();
+        let held = held_image(&root, "tiny", url, Some(&sum)).unwrap();
+        let path = held.lasting_path();
+        bring(&pack("other"));
+        assert_eq!(fs::read_to_string(path.join("mark")).unwrap(), "held");
+        assert_eq!(fs::read_to_string(held.contents().join("mark")).unwrap(), "other");
+        drop(held);
         assert_eq!(remove_left(&folder).unwrap().len(), 1);
         // What was brought is held until this process ends.
         let sum = pack("four");

@@ -7,17 +7,20 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use vr_runner::container::{
-    BindMount, Container, ContainerError, ContainerSpec, ExitStatus, Network, Program, RootFs, Streams,
-    System,
+    BindMount, Container, ContainerError, ContainerSpec, ExitStatus, Limits, Network, Program, RootFs,
+    Running, Streams, System,
 };
+
+#[path = "container/overlays.rs"]
+mod overlays;
 
 type Test = (&'static str, fn());
 
-const TESTS: [Test; 12] = [
+const TESTS: [Test; 14] = [
     ("a_folder_as_root_is_writable_by_root", a_folder_as_root_is_writable_by_root),
     (
         "without_a_network_there_is_a_loopback_and_nothing_else",
@@ -38,19 +41,24 @@ const TESTS: [Test; 12] = [
     ),
     ("the_hosts_device_nodes_stay_as_they_are", the_hosts_device_nodes_stay_as_they_are),
     ("a_dropped_container_is_gone", a_dropped_container_is_gone),
+    ("who_wants_too_many_processes_is_told_so", who_wants_too_many_processes_is_told_so),
+    ("a_container_full_of_processes_ends_at_once", a_container_full_of_processes_ends_at_once),
     ("a_second_thread_is_refused", a_second_thread_is_refused),
 ];
 
 fn main() {
+    if let Some(dir) = std::env::var_os(overlays::OF_A_USER) {
+        return overlays::of_a_user(Path::new(&dir));
+    }
+    let tests = || TESTS.into_iter().chain(overlays::TESTS);
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     if std::env::args().any(|argument| argument == "--list") {
-        for (name, _) in TESTS {
+        for (name, _) in tests() {
             println!("{name}: test");
         }
         return;
     }
-    let chosen =
-        TESTS.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| name.contains(w)));
+    let chosen = tests().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| name.contains(w)));
     for (name, test) in chosen {
         // A panic ends the process with a failure and says where.
         test();
@@ -259,6 +267,57 @@ fn a_dropped_container_is_gone() {
     assert!(inside.lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t2")), "{inside}");
     drop(running);
     assert!(!exists(init) && !exists(program));
+}
+
+fn with_processes(root: RootFs, most: u32, script: &str) -> ContainerSpec {
+    let limits = Limits { processes: Some(most), ..Limits::default() };
+    ContainerSpec { limits, ..shell(root, script) }
+}
+
+fn who_wants_too_many_processes_is_told_so() {
+    let (_dir, root) = host();
+    let count = "for i in $(seq $MOST); do sleep 1000 & done 2>/dev/null";
+    for (most, status, words) in [(9, 0, None), (10, 2, Some("out of processes (limit 10)"))] {
+        // The shell is one of them.
+        let mut spec = with_processes(root.clone(), 10, count);
+        spec.program = spec.program.env("MOST", most.to_string());
+        let mut running = Container::start(spec).unwrap();
+        assert_eq!(running.out_of_processes(), None);
+        assert_eq!(running.wait().unwrap(), ExitStatus::Code(status));
+        assert_eq!((running.out_of_processes(), running.out_of_memory()), (words, None), "{most}");
+    }
+    // Somebody who goes on without is told of, too.
+    let mut running = Container::start(with_processes(root, 1, "(true); exit 0")).unwrap();
+    running.wait().unwrap();
+    assert_eq!(running.out_of_processes(), Some("out of processes (limit 1)"));
+}
+
+fn a_container_full_of_processes_ends_at_once() {
+    const MOST: u32 = 1000;
+    // All of them go on trying.
+    let bomb = "exec perl -e '$| = 1; while (1) { defined fork or $said++ or print \"full\\n\" }'";
+    let kill: fn(Running) = |mut running| {
+        running.kill().unwrap();
+        running.wait().unwrap();
+        assert_eq!(running.out_of_processes(), Some("out of processes (limit 1000)"));
+    };
+    for end in [kill, drop] {
+        let (_dir, root) = host();
+        let mut running = Container::start(with_processes(root, MOST, bomb)).unwrap();
+        let output = running.take_output().unwrap();
+        let mut said = [0; 4];
+        rustix::io::read(&output, &mut said).unwrap();
+        assert_eq!(&said, b"full");
+        let begun = Instant::now();
+        end(running);
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(10), "{took:?}");
+        let groups = vr_common::process::command("find")
+            .args(["/sys/fs/cgroup", "-name", &format!("test-{}-*", std::process::id())])
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&groups.stdout), "");
+    }
 }
 
 fn a_second_thread_is_refused() {

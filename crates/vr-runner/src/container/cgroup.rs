@@ -186,7 +186,9 @@ impl Host {
             entries: Vec::new(),
             homes: Vec::new(),
             memory: None,
+            processes: None,
             out_of_memory: limits.out_of_memory(),
+            out_of_processes: limits.out_of_processes(),
         };
         for (hierarchy, controllers) in places {
             let path = self.make(hierarchy, &controllers, &name).map_err(failed)?;
@@ -194,8 +196,10 @@ impl Host {
             group.homes.push(hierarchy.own.join(PROCESSES));
             for controller in controllers {
                 set(hierarchy.version, controller, &path, limits).map_err(failed)?;
-                if controller == Controller::Memory {
-                    group.memory = Some((hierarchy.version, path.clone()));
+                match controller {
+                    Controller::Memory => group.memory = Some((hierarchy.version, path.clone())),
+                    Controller::Processes => group.processes = Some(path.clone()),
+                    Controller::Cpu => {}
                 }
             }
             let entry = path.join(PROCESSES);
@@ -298,6 +302,13 @@ fn words(file: &Path) -> Vec<String> {
 /// Writes to a file of the kernel's, which has to be there already.
 fn write(file: &Path, text: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(file)?.write_all(text.as_bytes())
+}
+
+/// The number behind a word in a file of the kernel's with one of each a line; 0 when it is not there.
+fn count(file: &Path, word: &str) -> u64 {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' '));
+    line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
 }
 
 fn enable(group: &Path, names: &[&str]) -> io::Result<()> {
@@ -460,7 +471,9 @@ pub(super) struct Group {
     entries: Vec<(PathBuf, File)>,
     homes: Vec<PathBuf>,
     memory: Option<(Version, PathBuf)>,
+    processes: Option<PathBuf>,
     out_of_memory: Option<String>,
+    out_of_processes: Option<String>,
 }
 
 impl Group {
@@ -488,16 +501,18 @@ impl Group {
     /// What to say when the kernel killed a process because of the group's memory limit.
     pub fn out_of_memory(&self) -> Option<&str> {
         let (version, group) = self.memory.as_ref()?;
-        let count = |file: &str, key: &str| -> u64 {
-            let text = fs::read_to_string(group.join(file)).unwrap_or_default();
-            let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
-            line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+        let file = match version {
+            Version::One => "memory.oom_control",
+            Version::Two => "memory.events",
         };
-        let killed = match version {
-            Version::One => count("memory.oom_control", "oom_kill"),
-            Version::Two => count("memory.events", "oom_kill"),
-        };
-        self.out_of_memory.as_deref().filter(|_| killed > 0)
+        self.out_of_memory.as_deref().filter(|_| count(&group.join(file), "oom_kill") > 0)
+    }
+
+    /// What to say when the kernel refused a process because of the group's limit. Older kernels and the first version count
+    /// those here that a limit of the caller's own refused, too.
+    pub fn out_of_processes(&self) -> Option<&str> {
+        let refused = count(&self.processes.as_ref()?.join("pids.events"), "max");
+        self.out_of_processes.as_deref().filter(|_| refused > 0)
     }
 }
 

@@ -81,6 +81,14 @@ pub enum ContainerError {
         /// The deadline.
         seconds: u64,
     },
+    /// Folders cannot be shown as an overlay of them.
+    #[error("cannot show {} and what is below it as one folder: {reason}", folder.display())]
+    View {
+        /// The topmost folder.
+        folder: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// A path inside a root cannot be opened.
     #[error("cannot open {} in {}", path.display(), root.display())]
     Open {

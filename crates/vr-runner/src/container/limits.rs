@@ -56,6 +56,11 @@ impl Limits {
         };
         Some(format!("killed: out of memory (limit {limit})"))
     }
+
+    /// What is said of a container in which the limit of processes was hit.
+    pub(super) fn out_of_processes(&self) -> Option<String> {
+        self.processes.map(|most| format!("out of processes (limit {most})"))
+    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod init;
 mod limits;
 mod lxc;
 mod mounts;
+mod overlay;
 mod own_program;
 mod place;
 mod root;
@@ -27,19 +28,22 @@ mod spec;
 #[allow(unsafe_code, reason = "the system calls that neither std, nix nor rustix offers as safe functions")]
 mod sys;
 mod terminal;
+mod upper;
 
 pub use cgroup::{clear_left_groups, why_no_limits};
 pub use error::ContainerError;
 pub use limits::{BadSize, Limits, Size};
 pub use lxc::write_config as write_lxc_config;
+pub use overlay::overlay_view;
 pub use own_program::run_from_a_copy;
 pub use place::{empty_file_instead_of_link, open_beneath, read_beneath};
 pub(crate) use running::read_rest;
 pub use running::{Container, ExitStatus, Running};
 pub(crate) use signals::WatchedSignals;
 pub use spec::{
-    BadEngine, BindMount, Capabilities, ContainerSpec, Credentials, Engine, Hardening, Network, Program,
-    RootFs, Streams, System,
+    BadEngine, BindMount, Capabilities, ContainerSpec, Credentials, Engine, Hardening, Network, OverlayMount,
+    Program, RootFs, Streams, System,
 };
 pub(crate) use sys::forget_code;
 pub use terminal::run_in_the_foreground;
+pub use upper::{Upper, can_be_upper};

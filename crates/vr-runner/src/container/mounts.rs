@@ -117,19 +117,19 @@ pub(super) fn copy_with_owners(
     set_owners(open_copy(path, recursive)?, path, recursive, flags, owners)
 }
 
-/// As [`copy_with_owners`] of what a handle is on, with all that is mounted below it. `path` is for messages.
+/// As [`copy_with_owners`] of what a handle is on. `path` is for messages.
 pub(super) fn copy_of_handle(
     handle: impl AsFd,
     path: &Path,
+    recursive: bool,
     flags: Flags,
     owners: Owners<'_>,
 ) -> Result<OwnedFd, Trouble> {
-    let how = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_RECURSIVE
-        | OpenTreeFlags::AT_EMPTY_PATH;
+    let mut how =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    how.set(OpenTreeFlags::AT_RECURSIVE, recursive);
     let tree = open_tree(handle, c"", how).map_err(explain(format_args!("mount {}", path.display())))?;
-    set_owners(tree, path, true, flags, owners)
+    set_owners(tree, path, recursive, flags, owners)
 }
 
 fn set_owners(

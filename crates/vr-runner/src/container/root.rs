@@ -1,8 +1,9 @@
 //! Building a container's `/`, in its own mount namespace, before anything of the app runs.
 
+use std::fmt::Display;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -16,10 +17,11 @@ use super::mounts::{
     Flags, Owners, Step, Trouble, attach, copy_at, copy_of, copy_of_handle, copy_with_owners, enter, explain,
     make_private, new_file_system, set_flags,
 };
+use super::overlay::{Layers, open_folder_of_host};
 use super::place::{
     Id, Kind, Links, make_file_place_instead_of_link, make_place, open_directory, open_of_host,
 };
-use super::{BindMount, ContainerSpec, RootFs, System};
+use super::{BindMount, ContainerSpec, OverlayMount, RootFs, System};
 
 /// The host's folders that [`System::OfHost`] shows; those that a host does not have are left out.
 pub(super) const HOST_FOLDERS: [&str; 9] =
@@ -69,6 +71,7 @@ pub(super) fn build(
     // place cannot change what another one shows.
     let volumes =
         spec.mounts.iter().map(|mount| volume(spec, mount, owners)).collect::<Result<Vec<_>, _>>()?;
+    let overlays = spec.overlays.iter().map(|overlay| layers(spec, overlay)).collect::<Step<Vec<_>>>()?;
     let root = builder.base()?;
     // `/var/run` of every distribution is a link to it; without it, nothing could be mounted there.
     builder.place(&root, "run", Kind::Directory)?;
@@ -90,8 +93,12 @@ pub(super) fn build(
     if spec.read_only {
         builder.protect(&root)?;
     }
-    for (mount, (tree, kind)) in spec.mounts.iter().zip(volumes) {
-        builder.bind(&root, &kernel, mount, tree, kind)?;
+    for (OverlayMount { target, .. }, layers) in spec.overlays.iter().zip(overlays) {
+        let (tree, _) = layers.mount(owners, identities.is_one_user(), builder.plain())?;
+        builder.put(&root, &kernel, tree, Kind::Directory, "an overlay", target)?;
+    }
+    for (BindMount { source, target, .. }, (tree, kind)) in spec.mounts.iter().zip(volumes) {
+        builder.put(&root, &kernel, tree, kind, source.display(), target)?;
     }
     if spec.read_only {
         // Only now: mount points had to be made.
@@ -133,24 +140,32 @@ pub(super) fn volume(
         io::ErrorKind::NotFound => format!("cannot {}: {} does not exist", cannot(), source.display()),
         _ => explain(cannot())(error),
     })?;
-    let theirs = match links(spec) {
-        Links::Inside => writable_folders(spec),
-        Links::Anywhere => Vec::new(),
-    };
-    let handle = open_of_host(source, &theirs).map_err(explain(cannot()))?;
+    let handle = open_of_host(source, &folders_of_its_own(spec)).map_err(explain(cannot()))?;
     let found = fstat(&handle).map_err(explain(cannot()))?;
     let kind = match FileType::from_raw_mode(found.st_mode) {
         FileType::Directory => Kind::Directory,
         _ => Kind::File,
     };
     let flags = if *read_only { plain(spec).read_only() } else { plain(spec) };
-    Ok((copy_of_handle(handle, source, flags, owners)?, kind))
+    Ok((copy_of_handle(handle, source, true, flags, owners)?, kind))
 }
 
-/// The folders of the host that the container may write to, and so could have before it was started again.
-fn writable_folders(spec: &ContainerSpec) -> Vec<Id> {
-    let writable = spec.mounts.iter().filter(|mount| !mount.read_only);
-    let found = writable.filter_map(|mount| fs::metadata(&mount.source).ok());
+/// The folders of an overlay that is to be mounted in the root.
+fn layers<'s>(spec: &ContainerSpec, overlay: &'s OverlayMount) -> Step<Layers<'s>> {
+    let OverlayMount { lowers, upper, work, .. } = overlay;
+    let theirs = folders_of_its_own(spec);
+    Layers::open(lowers, upper, work, |path| open_folder_of_host(path, &theirs))
+}
+
+/// The folders of the host that the container may write to, and so could have before it was started again: where links are
+/// not followed.
+fn folders_of_its_own(spec: &ContainerSpec) -> Vec<Id> {
+    if links(spec) == Links::Anywhere {
+        return Vec::new();
+    }
+    let writable = spec.mounts.iter().filter(|mount| !mount.read_only).map(|mount| &mount.source);
+    let writable = writable.chain(spec.overlays.iter().map(|overlay| &overlay.upper));
+    let found = writable.filter_map(|path| fs::metadata(path).ok());
     found.map(|found| (found.dev(), found.ino())).collect()
 }
 
@@ -166,7 +181,13 @@ impl Builder<'_> {
     /// The root itself, mounted over a folder of it in this namespace only.
     fn base(&self) -> Result<OwnedFd, Trouble> {
         match &self.spec.root {
-            RootFs::Overlay { lowers, upper, work } => self.overlay(lowers, upper, work),
+            RootFs::Overlay { lowers, upper, work } => {
+                let layers = Layers::open(lowers, upper, work, open_directory)?;
+                let one_user = self.identities.is_one_user();
+                let (overlay, place) = layers.mount(self.owners, one_user, self.plain())?;
+                attach(&overlay, &place, "the overlay", upper.display())?;
+                Ok(overlay)
+            }
             RootFs::Directory(path) => {
                 let place = open(path)?;
                 let copy = copy_with_owners(path, false, self.plain(), self.owners)?;
@@ -174,68 +195,6 @@ impl Builder<'_> {
                 Ok(copy)
             }
         }
-    }
-
-    fn overlay(&self, lowers: &[PathBuf], upper: &Path, work: &Path) -> Result<OwnedFd, Trouble> {
-        let (lowers, upper_fd, work) = match self.owners {
-            None => {
-                (lowers.iter().map(|path| open(path)).collect::<Step<Vec<_>>>()?, open(upper)?, open(work)?)
-            }
-            Some(_) => self.layers_with_owners(lowers, upper, work)?,
-        };
-        // Names of handles instead of paths: nothing to escape, never too long, and the host's paths do not
-        // show in the container's list of mounts.
-        let handle = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let lowerdir = lowers.iter().map(handle).collect::<Vec<_>>().join(":");
-        let (upperdir, workdir) = (handle(&upper_fd), handle(&work));
-        let mut options = vec![
-            ("lowerdir", lowerdir.as_str()),
-            ("upperdir", &upperdir),
-            ("workdir", &workdir),
-            // With it, the kernel would refuse a folder that another overlay still has for a moment.
-            ("index", "off"),
-        ];
-        if self.identities.is_one_user() {
-            // Only root may write the attributes that overlays keep their notes in otherwise.
-            options.push(("userxattr", ""));
-        } else {
-            // Without it, a folder of a layer could not be renamed.
-            options.push(("redirect_dir", "on"));
-        }
-        let overlay =
-            new_file_system("overlay", &options, self.plain()).map_err(|words| match self.owners {
-                // Kernels before 5.19 know idmapped mounts, but not below an overlay.
-                Some(_) => Trouble::NoIdentities(words),
-                None => Trouble::Failed(words),
-            })?;
-        attach(&overlay, &upper_fd, "the overlay", upper.display())?;
-        Ok(overlay)
-    }
-
-    /// Handles on the layers of an overlay in copies of their mounts, as only those can have other owners. The copies
-    /// have to be mounted somewhere for an overlay to take them: over the originals, in this namespace only.
-    fn layers_with_owners(
-        &self,
-        lowers: &[PathBuf],
-        upper: &Path,
-        work: &Path,
-    ) -> Result<(Vec<OwnedFd>, OwnedFd, OwnedFd), Trouble> {
-        // The upper and the work folder have to be in one and the same mount.
-        let parent = upper.parent().unwrap_or(Path::new("/"));
-        let over_itself = |path: &Path| -> Result<OwnedFd, Trouble> {
-            let place = open(path)?;
-            let copy = copy_with_owners(path, false, Flags::PLAIN, self.owners)?;
-            attach(&copy, &place, path.display(), path.display())?;
-            Ok(copy)
-        };
-        let lowers = lowers.iter().map(|path| over_itself(path)).collect::<Result<Vec<_>, _>>()?;
-        let folder = over_itself(parent)?;
-        let within = |path: &Path| {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            openat(&folder, path.file_name().unwrap_or_default(), flags, Mode::empty())
-                .map_err(explain(format_args!("open the folder {}", path.display())))
-        };
-        Ok((lowers, within(upper)?, within(work)?))
     }
 
     fn place(&self, root: &OwnedFd, path: impl AsRef<Path>, kind: Kind) -> Step<OwnedFd> {
@@ -391,15 +350,16 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn bind(
+    /// Mounts something that the container's description names.
+    fn put(
         &self,
         root: &OwnedFd,
         kernel: &Kernel,
-        mount: &BindMount,
         tree: OwnedFd,
         kind: Kind,
+        source: impl Display,
+        target: &Path,
     ) -> Step<()> {
-        let BindMount { source, target, .. } = mount;
         let place = self.place(root, target, kind)?;
         // A link that the app made in another volume may lead here, and would cover what protects the host.
         let id = |fd: &OwnedFd| fstat(fd).map(|found| (found.st_dev, found.st_ino));
@@ -409,12 +369,11 @@ impl Builder<'_> {
         };
         if look().map_err(explain(format_args!("look at {}", target.display())))? {
             return Err(format!(
-                "cannot mount {} on {}: it is, or leads to, the root, /proc or /sys",
-                source.display(),
+                "cannot mount {source} on {}: it is, or leads to, the root, /proc or /sys",
                 target.display()
             ));
         }
-        attach(tree, place, source.display(), target.display())
+        attach(tree, place, source, target.display())
     }
 }
 

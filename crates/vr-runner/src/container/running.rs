@@ -19,9 +19,10 @@ use super::cgroup::Group;
 use super::channel::{self, Message};
 use super::identities::{Identities, namespaces};
 use super::init::{Lines, Plan, be_init, decode, is_usable_path};
+use super::overlay::MOST_LOWERS;
 use super::seccomp::Filter;
 use super::sys::{self, Cloned};
-use super::{ContainerError, ContainerSpec, Engine, RootFs, Streams, lxc};
+use super::{ContainerError, ContainerSpec, Engine, OverlayMount, RootFs, Streams, lxc};
 
 /// How long a container's mounts may take, in seconds. A network file system that does not answer can block a
 /// mount for ever.
@@ -174,6 +175,8 @@ fn attempt(
         end: None,
         group,
         out_of_memory: None,
+        lost_for_memory: None,
+        out_of_processes: None,
         supervisor: None,
     };
     match running.until_started(&ours)? {
@@ -205,15 +208,43 @@ fn check(spec: &ContainerSpec) -> Result<(), ContainerError> {
     if let Some(mount) = spec.mounts.iter().find(|mount| !names_something(&mount.target)) {
         return bad(format!("cannot mount {} on the root itself", mount.source.display()));
     }
-    match &spec.root {
-        RootFs::Overlay { lowers, .. } if lowers.is_empty() => {
-            bad("its overlay has no lower folder".to_owned())
+    for OverlayMount { lowers, upper, work, target } in &spec.overlays {
+        let mut folders = lowers.iter().chain([upper, work]);
+        if folders.any(|path| !path.is_absolute()) || !is_usable_path(target) {
+            return bad(format!("cannot mount an overlay on {}: expected absolute paths", target.display()));
         }
-        RootFs::Overlay { upper, work, .. } if upper.parent() != work.parent() => {
-            bad("its overlay's upper and work folders are not in one folder".to_owned())
+        if !names_something(target) {
+            return bad("cannot mount an overlay on the root itself".to_owned());
         }
-        _ => Ok(()),
     }
+    problem_of_overlays(spec).map_or(Ok(()), bad)
+}
+
+/// The first thing that is wrong with the folders of its overlays, the root's among them.
+fn problem_of_overlays(spec: &ContainerSpec) -> Option<String> {
+    let root = match &spec.root {
+        RootFs::Overlay { lowers, upper, work } => Some((Path::new("/"), lowers, upper, work)),
+        RootFs::Directory(_) => None,
+    };
+    let mounted = spec.overlays.iter().map(|m| (m.target.as_path(), &m.lowers, &m.upper, &m.work));
+    let mut taken: Vec<&Path> = Vec::new();
+    for (target, lowers, upper, work) in root.into_iter().chain(mounted) {
+        let problem = if lowers.is_empty() {
+            "has no lower folder".to_owned()
+        } else if lowers.len() > MOST_LOWERS {
+            format!("has more than {MOST_LOWERS} lower folders")
+        } else if upper.parent() != work.parent() || upper.file_name().is_none() || work.file_name().is_none()
+        {
+            "has an upper and a work folder that are not in one folder".to_owned()
+        } else if upper == work || taken.iter().any(|path| path == upper || path == work) {
+            format!("has {} or {} for two things", upper.display(), work.display())
+        } else {
+            taken.extend([upper.as_path(), work]);
+            continue;
+        };
+        return Some(format!("its overlay on {} {problem}", target.display()));
+    }
+    None
 }
 
 /// Turns all but inherited streams and terminals into given ones, and returns our end of the output.
@@ -281,6 +312,8 @@ pub struct Running {
     end: Option<ExitStatus>,
     group: Option<Group>,
     out_of_memory: Option<String>,
+    lost_for_memory: Option<String>,
+    out_of_processes: Option<String>,
     /// Boxed, as most have none.
     supervisor: Option<Box<lxc::Supervisor>>,
 }
@@ -306,6 +339,8 @@ impl Running {
             end: None,
             group,
             out_of_memory: None,
+            lost_for_memory: None,
+            out_of_processes: None,
             supervisor: Some(Box::new(supervisor)),
         }
     }
@@ -367,6 +402,17 @@ impl Running {
     /// reached, such as `killed: out of memory (limit 64M)`.
     pub fn out_of_memory(&self) -> Option<&str> {
         self.out_of_memory.as_deref()
+    }
+
+    /// Once its end was waited for: the same when the kernel killed any of its processes, whatever it ended with.
+    pub fn lost_for_memory(&self) -> Option<&str> {
+        self.lost_for_memory.as_deref()
+    }
+
+    /// Once its end was waited for: what to say when it was refused a process or a thread because of the limit of those,
+    /// such as `out of processes (limit 50)`. Programs often do not say so themselves, and may well have gone on.
+    pub fn out_of_processes(&self) -> Option<&str> {
+        self.out_of_processes.as_deref()
     }
 
     /// Waits until the container is gone.
@@ -457,14 +503,15 @@ impl Running {
         let end = decode(&words).unwrap_or(of_init);
         self.end = Some(end);
         self.supervisor = None;
-        if let Some(group) = self.group.take()
-            && let Some(words) = group.out_of_memory()
-        {
-            // An app may well live on without one of its processes, and end for another reason.
-            if end.as_exit_code() == ExitStatus::Signal(libc::SIGKILL).as_exit_code() {
-                self.out_of_memory = Some(words.to_owned());
-            } else {
-                tracing::warn!("a process of the container was {words}");
+        if let Some(group) = self.group.take() {
+            self.out_of_processes = group.out_of_processes().map(str::to_owned);
+            self.lost_for_memory = group.out_of_memory().map(str::to_owned);
+            match group.out_of_memory() {
+                // An app may well live on without one of its processes, and end for another reason.
+                Some(words) if end.as_exit_code() != ExitStatus::Signal(libc::SIGKILL).as_exit_code() => {
+                    tracing::warn!("a process of the container was {words}");
+                }
+                words => self.out_of_memory = words.map(str::to_owned),
             }
         }
         Ok(self.end)

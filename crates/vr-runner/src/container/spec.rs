@@ -25,6 +25,9 @@ pub struct ContainerSpec {
     /// Whether the root is protected from being written to. `/run`, `/tmp` and `/var/tmp` are then small file systems in
     /// memory; what is mounted is written to as ever.
     pub read_only: bool,
+    /// Folders of the host under overlays, mounted in this order, after everything but `mounts`. The engine [`Engine::Lxc`]
+    /// refuses them.
+    pub overlays: Vec<OverlayMount>,
     /// More folders and files of the host, mounted in this order after everything else.
     pub mounts: Vec<BindMount>,
     /// Whom the program runs as.
@@ -58,6 +61,7 @@ impl ContainerSpec {
             root,
             system: System::Own,
             read_only: false,
+            overlays: Vec::new(),
             mounts: Vec::new(),
             user: Credentials::ROOT,
             workdir: "/".into(),
@@ -78,7 +82,7 @@ impl ContainerSpec {
 pub enum RootFs {
     /// An overlay: what is written goes to `upper`. No two running containers may share `upper` or `work`.
     Overlay {
-        /// Read-only folders, the topmost first; at least one.
+        /// Read-only folders, the topmost first; from 1 to 12.
         lowers: Vec<PathBuf>,
         /// The folder that takes the changes.
         upper: PathBuf,
@@ -199,6 +203,24 @@ pub struct BindMount {
     pub target: PathBuf,
     /// Whether the container may only read it.
     pub read_only: bool,
+}
+
+/// Folders of the host that a container sees as one, and may change without changing any of them but `upper`. All paths are
+/// absolute.
+///
+/// The folder itself has the owner and the mode that `upper` has on disk, everything in it those that it has in its
+/// folder. Afterwards `upper` holds what was written, and the kernel's notes of what was removed, replaced or renamed:
+/// [`super::overlay_view`] understands them. What is mounted below one of the folders is not seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OverlayMount {
+    /// Folders that stay as they are, the topmost first; from 1 to 12. Nobody may write to them meanwhile.
+    pub lowers: Vec<PathBuf>,
+    /// The folder that takes the changes. No two overlays of running containers may share it, or `work`.
+    pub upper: PathBuf,
+    /// An empty folder beside `upper`.
+    pub work: PathBuf,
+    /// A path inside; made when missing, and never outside the root whatever links are there.
+    pub target: PathBuf,
 }
 
 /// Numbers of a user, its group and its further groups.

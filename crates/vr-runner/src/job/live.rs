@@ -6,11 +6,12 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::container::{Container, ContainerError, ContainerSpec, ExitStatus, Streams};
+use crate::container::{Container, ContainerError, ContainerSpec, ExitStatus, Running, Streams};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use super::{Interruption, Interrupts};
+use super::disk::DiskWatch;
+use super::{DiskLimit, Interruption, Interrupts, JobError};
 
 /// The most that is kept of the output, in bytes. What is beyond it is still shown.
 const LOG_LIMIT: u64 = 64 << 20;
@@ -21,13 +22,26 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
+enum Ending {
     /// Its program ended by itself.
     Ended(ExitStatus),
     /// The time was up; the container was killed.
     TimedOut,
+    /// It had written too much; the container was killed.
+    OutOfDisk,
     /// Somebody wanted it to stop; the container was killed.
     Interrupted(Interruption),
+}
+
+/// What a run may use, beside what its container's own limits say.
+#[derive(Debug)]
+pub(super) struct Bounds<'a> {
+    /// What runs, for messages, such as `the build`.
+    pub what: &'static str,
+    /// How long it may run.
+    pub timeout: Duration,
+    /// What it may write.
+    pub disk: Option<&'a DiskLimit>,
 }
 
 /// A file that takes a run's output while it comes, made with the first of it. It has its final name from the start
@@ -50,6 +64,11 @@ impl Log {
     /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether anything was written.
+    pub fn exists(&self) -> bool {
+        self.file.is_some()
     }
 
     /// Makes the file even though nothing was written.
@@ -78,20 +97,57 @@ impl Log {
 }
 
 /// Starts the container and copies its output, both streams, to `log` and, if `show`, to standard output, until it has
-/// ended. At `deadline` and at an interruption it is killed, with all its processes. A reader of our output that goes
-/// away or is slow changes nothing of that.
+/// ended, and gives how. When it hits one of its bounds, and at an interruption, it is killed with all its processes. A
+/// reader of our output that goes away or is slow changes nothing of that.
 ///
-/// `spec.streams` is set here. The second error is a log that cannot be written.
-pub fn run_live(
+/// `spec.streams` is set here.
+pub(super) fn run_live(
+    spec: ContainerSpec,
+    log: &mut Log,
+    show: bool,
+    bounds: &Bounds<'_>,
+    interrupts: &Interrupts,
+) -> Result<ExitStatus, JobError> {
+    let what = bounds.what;
+    let (ending, running) = follow(spec, log, show, bounds, interrupts)?;
+    let status = match (ending, bounds.disk) {
+        // It may have written all of it since the last look.
+        (Ending::Ended(_), Some(limit)) if limit.is_exceeded() => {
+            return Err(JobError::OutOfDisk { what, limit: limit.bytes });
+        }
+        (Ending::Ended(status), _) => status,
+        (Ending::OutOfDisk, Some(limit)) => return Err(JobError::OutOfDisk { what, limit: limit.bytes }),
+        (Ending::OutOfDisk | Ending::TimedOut, _) => {
+            return Err(JobError::Timeout { what, limit: bounds.timeout });
+        }
+        (Ending::Interrupted(interruption), _) => return Err(interruption.into()),
+    };
+    if status.success() {
+        // A program that goes on when a part of it was killed has succeeded all the same.
+        return Ok(status);
+    }
+    match (running.lost_for_memory(), running.out_of_processes()) {
+        (Some(reason), _) => Err(JobError::OutOfMemory { what, reason: reason.to_owned() }),
+        (None, Some(reason)) => Err(JobError::OutOfProcesses { what, reason: reason.to_owned() }),
+        (None, None) => Ok(status),
+    }
+}
+
+fn follow(
     mut spec: ContainerSpec,
     log: &mut Log,
     show: bool,
-    deadline: Option<Instant>,
+    bounds: &Bounds<'_>,
     interrupts: &Interrupts,
-) -> Result<io::Result<Ending>, ContainerError> {
+) -> Result<(Ending, Running), JobError> {
     let name = spec.name.clone();
     spec.streams = Streams::Captured;
+    let deadline = Instant::now().checked_add(bounds.timeout);
     let mut running = Container::start(spec)?;
+    let disk = match bounds.disk {
+        Some(limit) => Some(DiskWatch::start(limit).map_err(JobError::io("watch", &limit.folder))?),
+        None => None,
+    };
     let mut output = running.take_output();
     let mut screen = Screen { on: show, waiting: Vec::new() };
     let mut killed: Option<(Ending, Instant)> = None;
@@ -100,7 +156,7 @@ pub fn run_live(
         let until = killed.map(|(_, until)| until).or(deadline);
         let timeout = until.map(|until| timespec(until.saturating_duration_since(Instant::now())));
         let stdout = io::stdout();
-        let mut waits = Vec::with_capacity(3);
+        let mut waits = Vec::with_capacity(4);
         // First what is written, so that a program that talks faster than its reader reads has to wait.
         waits.push(match (&output, screen.waiting.is_empty()) {
             (_, false) => PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::OUT),
@@ -109,7 +165,8 @@ pub fn run_live(
             (None, true) => PollFd::from_borrowed_fd(running.pidfd(), PollFlags::IN),
         });
         if killed.is_none() {
-            waits.extend(interrupts.handles().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+            let handles = interrupts.handles().chain(disk.as_ref().map(DiskWatch::handle));
+            waits.extend(handles.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         }
         let (first, others) = match poll(&mut waits, timeout.as_ref()) {
             Ok(_) => {
@@ -117,15 +174,23 @@ pub fn run_live(
             }
             Err(Errno::INTR) => continue,
             Err(source) => {
-                return Err(ContainerError::System { name, step: "wait for it", source: source.into() });
+                let source = source.into();
+                return Err(ContainerError::System { name, step: "wait for it", source }.into());
             }
         };
-        let interruption = if others { interrupts.seen() } else { None };
+        let reason = match others {
+            // One of them can be seen only once; what fills the disk goes on doing so.
+            true => interrupts
+                .seen()
+                .map(Ending::Interrupted)
+                .or_else(|| disk.as_ref().filter(|disk| disk.is_exceeded()).map(|_| Ending::OutOfDisk)),
+            false => None,
+        };
         let late = until.is_some_and(|until| Instant::now() >= until);
-        match (interruption, killed) {
-            (Some(interruption), None) => {
+        match (reason, killed) {
+            (Some(ending), None) => {
                 running.kill()?;
-                killed = Some((Ending::Interrupted(interruption), Instant::now() + LAST_WORDS));
+                killed = Some((ending, Instant::now() + LAST_WORDS));
             }
             (None, None) if late => {
                 running.kill()?;
@@ -133,7 +198,7 @@ pub fn run_live(
             }
             (_, Some((ending, _))) if late => {
                 running.wait()?;
-                return Ok(Ok(ending));
+                return Ok((ending, running));
             }
             _ => {}
         }
@@ -149,22 +214,19 @@ pub fn run_live(
                     if let Err(error) = log.add(&buffer[..length]) {
                         running.kill()?;
                         running.wait()?;
-                        return Ok(Err(error));
+                        return Err(JobError::io("write", log.path())(error));
                     }
                     screen.take(&buffer[..length]);
                 }
                 Err(Errno::INTR | Errno::AGAIN) => {}
                 Err(source) => {
-                    return Err(ContainerError::System {
-                        name,
-                        step: "read its output",
-                        source: source.into(),
-                    });
+                    let source = source.into();
+                    return Err(ContainerError::System { name, step: "read its output", source }.into());
                 }
             }
         } else {
             let status = running.wait()?;
-            return Ok(Ok(killed.map_or(Ending::Ended(status), |(ending, _)| ending)));
+            return Ok((killed.map_or(Ending::Ended(status), |(ending, _)| ending), running));
         }
     }
 }

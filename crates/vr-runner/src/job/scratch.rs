@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use vr_common::archive::remove_tree;
 use vr_common::lock::FileLock;
+use vr_common::process::end_left_behind;
 
 /// How often to try another name.
 const ATTEMPTS: usize = 100;
@@ -77,6 +78,8 @@ fn remove_leftovers(parent: &Path) -> io::Result<()> {
             continue;
         }
         if let Ok(_lock) = FileLock::existing(&path) {
+            // The owner was killed. What it had started would go on with what others use from now on.
+            end_left_behind();
             // A folder that cannot be removed must not stop the next run.
             if let Err(error) = remove_tree(&path) {
                 tracing::warn!(folder = %path.display(), %error, "cannot remove what a killed run left");

@@ -87,6 +87,21 @@ impl Interrupts {
         }
     }
 
+    /// Waits for a while; `Err` with the interruption that came meanwhile, if one did.
+    pub fn pause(&self, pause: Duration) -> Result<(), Interruption> {
+        let timeout = Timespec {
+            tv_sec: i64::try_from(pause.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(pause.subsec_nanos()),
+        };
+        let mut waits: Vec<_> =
+            self.handles().map(|handle| PollFd::from_borrowed_fd(handle, PollFlags::IN)).collect();
+        match poll(&mut waits, Some(&timeout)) {
+            Ok(0) => Ok(()),
+            // Interrupted by a signal that is not one of ours, the pause is shorter.
+            _ => self.check(),
+        }
+    }
+
     /// `Err` with the interruption that came, if one did.
     pub fn check(&self) -> Result<(), Interruption> {
         self.seen().map_or(Ok(()), Err)

@@ -13,24 +13,27 @@ pub struct Step {
     pub seconds: f64,
 }
 
+/// A step that goes on.
+#[derive(Debug)]
+pub(super) struct Begun {
+    name: &'static str,
+    at: Instant,
+}
+
 /// The steps of one job.
 #[derive(Debug)]
 pub struct Steps {
     program: &'static str,
     quiet: bool,
     done: Vec<Step>,
+    failed: Option<&'static str>,
     started: Instant,
 }
 
 impl Steps {
     /// None so far, of the program `program`. A quiet one says nothing.
     pub fn new(program: &'static str, quiet: bool) -> Self {
-        Self { program, quiet, done: Vec::new(), started: Instant::now() }
-    }
-
-    /// Whether to say nothing.
-    pub fn is_quiet(&self) -> bool {
-        self.quiet
+        Self { program, quiet, done: Vec::new(), failed: None, started: Instant::now() }
     }
 
     /// Says something, unless told to be quiet.
@@ -48,18 +51,22 @@ impl Steps {
         eprintln!("{seconds:>10.3} s  in all");
     }
 
-    /// Says what is next, does it, and notes how long it took when it succeeded.
-    pub fn step<T, E>(
-        &mut self,
-        name: &'static str,
-        text: &str,
-        work: impl FnOnce(&Self) -> Result<T, E>,
-    ) -> Result<T, E> {
-        self.say(text);
-        let started = Instant::now();
-        let result = work(self)?;
-        self.done.push(Step { name, seconds: rounded(started) });
-        Ok(result)
+    /// Begins a step.
+    pub(super) fn begin(name: &'static str) -> Begun {
+        Begun { name, at: Instant::now() }
+    }
+
+    /// Notes how long a step took, or that it failed.
+    pub(super) fn end(&mut self, step: Begun, succeeded: bool) {
+        match succeeded {
+            true => self.done.push(Step { name: step.name, seconds: rounded(step.at) }),
+            false => self.failed = Some(step.name),
+        }
+    }
+
+    /// The step that failed, if one did.
+    pub fn failed(&self) -> Option<&'static str> {
+        self.failed
     }
 
     /// The steps so far, and the seconds since the first began.

@@ -11,7 +11,6 @@ mod layer;
 mod log;
 mod lxc;
 mod name;
-mod overlays;
 mod predecessor;
 mod record;
 mod root;

@@ -14,10 +14,9 @@ use vr_common::{archive, exit, yaml};
 
 use super::files::{Access, Durable, give_away, make_folder, write_file};
 use super::layer::{self, HeldLayer, Owner};
-use super::overlays::{self, Overlays};
 use super::record::{Record, Text};
 use super::{Proc, ProcError, lxc, make_and_lock_folder, script};
-use crate::container::{Credentials, clear_left_groups, read_beneath, why_no_limits};
+use crate::container::{Credentials, Upper, can_be_upper, clear_left_groups, read_beneath, why_no_limits};
 use crate::image;
 use crate::tarballs::{self, Work};
 
@@ -55,8 +54,12 @@ pub fn setup(proc: &Proc) -> Result<SetUp, ProcError> {
     // Bad ones are refused here and not first when the proc is to run.
     proc.limits()?;
     let folder = proc.folder();
-    let overlays = overlays::on(&folder)?;
-    if let (Overlays::Impossible(file_system), true) = (overlays, proc.image.is_some()) {
+    let upper = can_be_upper(&folder).map_err(|source| ProcError::Io {
+        step: "look at",
+        path: folder.clone(),
+        source,
+    })?;
+    if let (Upper::Impossible(file_system), true) = (upper, proc.image.is_some()) {
         return Err(ProcError::NoOverlay { folder, file_system });
     }
     let image_work = set_image_up(proc)?;
@@ -72,7 +75,7 @@ pub fn setup(proc: &Proc) -> Result<SetUp, ProcError> {
     let user = proc.credentials()?;
     let layer_before = layer_before(proc)?;
     // Held until the record says that this proc uses it.
-    let (layer, build_work) = set_build_up(proc, &user, layer_before.as_deref(), overlays)?;
+    let (layer, build_work) = set_build_up(proc, &user, layer_before.as_deref(), upper)?;
     let record = record(proc, &user, layer.as_ref())?;
     let mut changed = record.put_texts(&proc.rootfs())?;
     if !Record::read(&folder).is_ok_and(|there| there.as_ref() == Some(&record)) {
@@ -116,7 +119,7 @@ fn set_build_up(
     proc: &Proc,
     user: &Credentials,
     layer_before: Option<&str>,
-    overlays: Overlays,
+    upper: Upper,
 ) -> Result<(Option<HeldLayer>, Work), ProcError> {
     let app = proc.rootfs().join("app");
     let copy_mark = fs::read_to_string(proc.folder().join(COPY_MARK)).ok();
@@ -146,9 +149,7 @@ fn set_build_up(
         return Ok((None, Work::default()));
     }
     // A container with an image cannot do without, whatever is to be expected.
-    if let (Overlays::Impossible(file_system) | Overlays::Doubtful(file_system), None) =
-        (overlays, &proc.image)
-    {
+    if let (Upper::Impossible(file_system) | Upper::Doubtful(file_system), None) = (upper, &proc.image) {
         let folder = proc.folder();
         tracing::info!(
             target: DOING,

@@ -15,7 +15,7 @@ fn make(path: &Path) -> io::Result<()> {
         for name in enabled.split_whitespace() {
             files.extend(match name {
                 "memory" => &["memory.max", "memory.swap.max", "memory.events"][..],
-                "pids" => &["pids.max"],
+                "pids" => &["pids.max", "pids.events"],
                 "cpu" => &["cpu.max"],
                 _ => &[],
             });
@@ -26,6 +26,7 @@ fn make(path: &Path) -> io::Result<()> {
             "memory.memsw.limit_in_bytes",
             "memory.oom_control",
             "pids.max",
+            "pids.events",
         ]);
         files.extend(["cpu.cfs_period_us", "cpu.cfs_quota_us"]);
     }
@@ -103,6 +104,12 @@ fn on_the_second_version_the_limits_are_in_a_group_beside_the_callers() {
     fs::write(path.join("memory.events"), "low 0\noom 1\noom_kill 1\noom_group_kill 0\n").unwrap();
     assert_eq!(group.out_of_memory(), Some("killed: out of memory (limit 64M, 96M with swap)"));
 
+    assert_eq!(group.out_of_processes(), None);
+    fs::write(path.join("pids.events"), "max 0\n").unwrap();
+    assert_eq!(group.out_of_processes(), None);
+    fs::write(path.join("pids.events"), "max 3\n").unwrap();
+    assert_eq!(group.out_of_processes(), Some("out of processes (limit 50)"));
+
     // Two at once share what is above them, and the last one takes it away.
     let other = host.create("demo web/1", &limits).unwrap();
     drop(group);
@@ -178,6 +185,8 @@ fn hybrid_hosts_have_each_controller_somewhere_else() {
     assert_eq!(read(&in_folder("unified"), "pids.max"), "51");
     fs::write(memory.join("memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n").unwrap();
     assert!(group.out_of_memory().is_some());
+    fs::write(in_folder("unified").join("pids.events"), "max 1\n").unwrap();
+    assert!(group.out_of_processes().is_some());
     drop(group);
     for folder in ["with space/sub", "cpu,cpuacct/a/b", "unified"] {
         assert!(!top.join(folder).join(BASE).exists(), "{folder}");

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, fchmod, openat, openat2};
 
-use super::super::mounts::{Flags, Step, copy_of, explain, new_file_system, set_flags};
+use super::super::mounts::{Flags, Step, copy_of, explain, set_flags};
+use super::super::overlay::Layers;
 use super::super::place::{Kind, Links, make_file_place_instead_of_link, make_place, open_directory};
 use super::super::root::{HIDDEN, HIDDEN_IN_SYS, HOST_FOLDERS, READ_ONLY, plain, replicate_link, volume};
 use super::super::{ContainerSpec, RootFs, System};
@@ -109,27 +110,14 @@ pub(super) fn prepare(spec: &ContainerSpec) -> Step<Prepared> {
 }
 
 fn base(spec: &ContainerSpec) -> Step<OwnedFd> {
-    let open = |path: &Path| {
-        open_directory(path).map_err(explain(format_args!("open the folder {}", path.display())))
-    };
     match &spec.root {
         RootFs::Directory(path) => {
-            open(path)?;
+            open_directory(path).map_err(explain(format_args!("open the folder {}", path.display())))?;
             copy_of(path, false, plain(spec))
         }
         RootFs::Overlay { lowers, upper, work } => {
-            let lowers = lowers.iter().map(|path| open(path)).collect::<Step<Vec<_>>>()?;
-            let (upper, work) = (open(upper)?, open(work)?);
-            let handle = |fd: &OwnedFd| format!("/proc/self/fd/{}", fd.as_raw_fd());
-            let lowerdir = lowers.iter().map(handle).collect::<Vec<_>>().join(":");
-            let options = [
-                ("lowerdir", lowerdir.as_str()),
-                ("upperdir", &handle(&upper)),
-                ("workdir", &handle(&work)),
-                ("index", "off"),
-                ("redirect_dir", "on"),
-            ];
-            new_file_system("overlay", &options, plain(spec))
+            let layers = Layers::open(lowers, upper, work, open_directory)?;
+            Ok(layers.mount(None, false, plain(spec))?.0)
         }
     }
 }

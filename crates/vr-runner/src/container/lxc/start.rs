@@ -63,6 +63,7 @@ impl Drop for Supervisor {
 /// Writes the text for LXC, and the system call policy, for people who start the container with `lxc-start` themselves.
 /// Makes the places in the root that LXC mounts on.
 pub fn write_config(spec: &ContainerSpec, config: &Path, policy: &Path) -> Result<(), ContainerError> {
+    refuse_overlays(spec)?;
     let failed = |message: String| ContainerError::Setup { name: spec.name.clone(), message };
     let prepared = prepare(spec).map_err(failed)?;
     let root = config::root_for_lxc(&spec.root).map_err(failed)?;
@@ -78,6 +79,15 @@ pub fn write_config(spec: &ContainerSpec, config: &Path, policy: &Path) -> Resul
     Ok(())
 }
 
+/// What LXC mounts is told to it by paths, of files that anybody who starts LXC can see.
+fn refuse_overlays(spec: &ContainerSpec) -> Result<(), ContainerError> {
+    if spec.overlays.is_empty() {
+        return Ok(());
+    }
+    let reason = "the engine lxc mounts no overlays in the root; the engine own does".to_owned();
+    Err(ContainerError::Spec { name: spec.name.clone(), reason })
+}
+
 /// Replaces a file as a whole. It is written anew by the next setup, so it may well be lost in a crash.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
@@ -91,6 +101,7 @@ fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 /// Starts a container. The caller has made sure that the description makes sense and that there is one thread.
 pub(in super::super) fn start(spec: &ContainerSpec, captured: bool) -> Result<Running, ContainerError> {
     let name = &spec.name;
+    refuse_overlays(spec)?;
     if !rustix::process::geteuid().is_root() {
         let reason =
             "the engine lxc works for root only; the engine own works for other users, too".to_owned();

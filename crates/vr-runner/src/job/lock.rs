@@ -1,0 +1,84 @@
+//! Locks that are waited for, with a note in them of who has them since when.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use vr_common::lock::{FileLock, LockError};
+
+use super::{Interrupts, JobError};
+
+/// How often a lock that somebody else has is tried again.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How often people are told that it is still waited for.
+const REMINDER: Duration = Duration::from_secs(60);
+
+/// A lock; dropping it, or dying, gives it back.
+#[derive(Debug)]
+pub struct Locked {
+    _lock: FileLock,
+}
+
+/// Takes the lock on the file `path`, which is made when it is missing, and waits for whoever has it, but no longer
+/// than `longest`. `say` gets what to tell people while it lasts.
+pub(super) fn wait(
+    path: &Path,
+    longest: Option<Duration>,
+    interrupts: &Interrupts,
+    say: impl Fn(&str),
+) -> Result<Locked, JobError> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(JobError::io("make", folder))?;
+    }
+    let begin = Instant::now();
+    let mut said = None::<Instant>;
+    loop {
+        match try_lock(path) {
+            Err(JobError::Lock(LockError::Held(_))) => {}
+            done => return done,
+        }
+        if longest.is_some_and(|longest| begin.elapsed() >= longest) {
+            return Err(JobError::LockTimeout { holder: holder(path), waited: longest.unwrap_or_default() });
+        }
+        if said.is_none_or(|at| at.elapsed() >= REMINDER) {
+            say(&format!("waiting for {}", holder(path)));
+            said = Some(Instant::now());
+        }
+        let left = longest.map_or(PAUSE, |longest| longest.saturating_sub(begin.elapsed()));
+        interrupts.pause(PAUSE.min(left))?;
+    }
+}
+
+/// Takes the lock on the file `path`, which is made when it is missing; [`LockError::Held`] when somebody has it.
+pub fn try_lock(path: &Path) -> Result<Locked, JobError> {
+    let lock = FileLock::create(path)?;
+    let note = || -> io::Result<()> {
+        lock.file().set_len(0)?;
+        lock.file().write_all(format!("{} {}\n", std::process::id(), now()).as_bytes())
+    };
+    // The note is for people only; without it the lock is as good.
+    if let Err(error) = note() {
+        tracing::debug!(lock = %path.display(), %error, "cannot note who holds the lock");
+    }
+    Ok(Locked { _lock: lock })
+}
+
+/// `process 123, which has held LOCK for 12 s`, as far as the lock's note tells.
+fn holder(path: &Path) -> String {
+    let mut note = String::new();
+    let read = fs::File::open(path).and_then(|file| file.take(64).read_to_string(&mut note));
+    let mut numbers = note.split_whitespace().map(str::parse::<u64>);
+    match (read, numbers.next(), numbers.next()) {
+        (Ok(_), Some(Ok(pid)), Some(Ok(since))) => {
+            let seconds = now().saturating_sub(since);
+            format!("process {pid}, which has held {} for {seconds} s", path.display())
+        }
+        _ => format!("another process, which holds {}", path.display()),
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
