@@ -1,30 +1,32 @@
 //! A build from its beginning to its end.
 
-use std::fs;
-use std::io;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, Mode, RenameFlags, renameat_with};
 use serde::Serialize;
-use serde_yaml::Value;
-use vr_common::archive::{PackOptions, pack, remove_tree};
+use serde_yaml::{Mapping, Value};
+use vr_common::archive::{PackOptions, pack};
 use vr_common::build_data::BuildData;
 use vr_common::paths::VrRoot;
-use vr_common::vcs::{RepoUrl, copy_tree, export, update_checkout};
+use vr_common::vcs::RepoUrl;
 use vr_common::yaml;
-use vr_runner::container::ExitStatus;
+use vr_runner::container::{ContainerSpec, ExitStatus, Program};
+use vr_runner::image::image_contents;
+use vr_runner::job::{Failed, Job, JobOptions, Locked, Step};
 use vr_runner::users;
 
-use crate::checkout::{self, Buildpack, Locked};
+use crate::cache::Cache;
+use crate::choice::{self, Choice};
 use crate::output::Output;
-use crate::workspace::Workspace;
-use crate::{BuildError, Folders};
-use vr_runner::image::image_contents;
-use vr_runner::job::{Ending, Interrupts, Step, Steps, interruptible, run_live};
+use crate::repositories::{Buildpack, Wanted, bring, buildpack_type};
+use crate::workspace::{Inside, Workspace};
+use crate::{BuildError, Folders, kept};
 
 /// The build user, unless `build.yaml` names another.
 const DEFAULT_USER: &str = "nobody";
+/// The key of `build_result.yaml` that says which revisions the versions were: a mapping, so that somebody who writes
+/// another version into the file does not get the old revision.
+const REVISIONS: &str = "app_revisions";
 
 /// How to build.
 #[derive(Debug, Clone)]
@@ -33,14 +35,10 @@ pub struct BuildOptions {
     pub root: VrRoot,
     /// Where the three files are put.
     pub output: PathBuf,
-    /// How long the container may run, and each checkout take.
-    pub timeout: Duration,
-    /// Says nothing but errors, and shows no output of the buildpack.
-    pub quiet: bool,
     /// Starts with an empty cache.
     pub no_cache: bool,
-    /// Stops when the program that started this one ends.
-    pub die_with_parent: bool,
+    /// What all jobs can be told.
+    pub job: JobOptions,
 }
 
 /// A build that succeeded.
@@ -52,10 +50,12 @@ pub struct BuildSummary {
     pub version: String,
     /// The full hash that it is.
     pub app_revision: String,
-    /// The buildpack that was used, with its revision.
+    /// The buildpack that was used, with its revision; of several, the last one.
     pub buildpack_url: String,
-    /// The buildpack's full revision hash.
+    /// That buildpack's full revision hash.
     pub buildpack_version: String,
+    /// All buildpacks that were used, with their revisions.
+    pub buildpacks: Vec<String>,
     /// The tarball.
     pub tarball: PathBuf,
     /// Its md5 sum.
@@ -64,6 +64,10 @@ pub struct BuildSummary {
     pub bytes: u64,
     /// How many files, folders and links are in it.
     pub entries: u64,
+    /// The size of the saved cache on disk, in bytes.
+    pub cache_bytes: u64,
+    /// The output of `bin/compile`.
+    pub log: PathBuf,
     /// What was done, in order.
     pub steps: Vec<Step>,
     /// How long all of it took, in seconds.
@@ -73,266 +77,281 @@ pub struct BuildSummary {
 /// Builds an app. The process must have a single thread, and be root; INT, TERM and HUP end the build in order.
 ///
 /// Whatever happens, nothing is left but the output files and the caches; after a failure there is no tarball.
-pub fn build(data: &BuildData, options: &BuildOptions) -> Result<BuildSummary, BuildError> {
-    let mut steps = Steps::new("vbuild", options.quiet);
-    let interrupts = watch(options.die_with_parent)?;
-    let mut output = Output::prepare(&options.output)?;
-    let result = run(data, options, &interrupts, &mut output, &mut steps);
+pub fn build(data: &BuildData, options: &BuildOptions) -> Result<BuildSummary, Failed<BuildError>> {
+    let mut job = Job::begin("vbuild", &options.job).map_err(Failed::early)?;
+    let mut output = Output::prepare(&options.output).map_err(Failed::early)?;
+    let result = run(&mut job, data, options, &mut output);
     if result.is_err() {
         output.take_back();
     }
-    result
-}
-
-/// Takes hold of what all of the process has in common: signals and the umask.
-pub(crate) fn watch(die_with_parent: bool) -> Result<Interrupts, BuildError> {
-    if !rustix::process::geteuid().is_root() {
-        return Err(BuildError::NotRoot);
-    }
-    // What is checked out and packed must not depend on who calls.
-    rustix::process::umask(Mode::from_raw_mode(0o022));
-    Interrupts::watch(die_with_parent).map_err(BuildError::io("watch for signals in", "/proc/self"))
+    result.map_err(|error| job.failed(error, Some(&output.log)))
 }
 
 fn run(
+    job: &mut Job,
     data: &BuildData,
     options: &BuildOptions,
-    interrupts: &Interrupts,
     output: &mut Output,
-    steps: &mut Steps,
 ) -> Result<BuildSummary, BuildError> {
-    let folders = Folders::of(&options.root);
-    let prepared = prepare(data, options, &folders, interrupts, steps)?;
-    let Prepared { workspace, app_url, app_revision, buildpacks, image, app_lock: _app_lock } = &prepared;
+    // Known to be right before anything takes its time.
+    let cache_max = kept::cache_max()?;
+    let prepared = prepare(job, data, options)?;
+    let Prepared { workspace, app_revision, .. } = &prepared;
 
-    let (used, release_data) = steps.step("compile", "building", |steps| {
-        let program = workspace.builder();
-        let spec = workspace.container(data, app_revision, buildpacks, image.as_deref(), program);
-        let deadline = Instant::now().checked_add(options.timeout);
-        let ending = run_live(spec, &mut output.log, !options.quiet, deadline, interrupts)?
-            .map_err(BuildError::io("write", output.log.path()))?;
-        let status = match ending {
-            Ending::Ended(status) => status,
-            Ending::TimedOut => return Err(BuildError::Timeout { limit: options.timeout }),
-            Ending::Interrupted(interruption) => return Err(interruption.into()),
-        };
-        judge(status, data, workspace, buildpacks, output, steps)
+    let (used, release_data) = job.step("compile", "building", |job| {
+        let spec = prepared.container(data, workspace.builder());
+        let status = job.run(spec, &mut output.log, "the build", workspace.folder())?;
+        prepared.judge(status, output)
     })?;
+    let names: Vec<String> =
+        used.iter().map(|buildpack| format!("{} at {}", buildpack.name(), buildpack.revision)).collect();
+    job.say(&format!("built by {}", names.join(", ")));
+    job.check()?;
 
-    steps
-        .step("slugignore", "leaving out what .slugignore names", |steps| leave_out(&workspace.app, steps))?;
-    interrupts.check()?;
-    let packed = steps.step("pack", "packing", |_| {
+    job.step("slugignore", "", |job| leave_out(&workspace.app, job))?;
+    let packed = job.step("pack", "packing", |job| {
         // In the workspace: a pack that is stopped half-way goes with it.
         let (app, aside) = (workspace.app.clone(), workspace.path("build.tar.gz"));
         let packing = aside.clone();
-        let packed = stoppable(interrupts, move || {
-            pack(&app, &packing, &PackOptions::build()).map_err(BuildError::Pack)
-        })?;
+        let packed =
+            job.stoppable(move || pack(&app, &packing, &PackOptions::build()).map_err(BuildError::pack))?;
         output.place_tarball(&aside).map(|()| packed)
     })?;
-    steps.step("cache", "saving the cache", |_| save_cache(workspace, &folders.cache(&app_url.folder())))?;
+    let folders = Folders::of(&options.root);
+    let cache_bytes = job.step("cache", "saving the cache", |job| {
+        let bytes = prepared.cache.save()?;
+        kept::make_room(&folders, cache_max, &prepared.app_folder, &workspace.path("dropped"), job)
+            .map(|dropped| if dropped { 0 } else { bytes })
+    })?;
 
     if data.build_md5.as_ref().is_some_and(|expected| !expected.eq_ignore_ascii_case(&packed.md5)) {
-        steps.say(
-            "note: the tarball is not the one that build_md5 names; it has been replaced by the new sum",
-        );
+        job.say("note: the tarball is not the one that build_md5 names; it has been replaced by the new sum");
     }
-    let pinned = used.url.with_revision(&used.revision)?;
+    let pinned = used.iter().map(|buildpack| buildpack.pinned()).collect::<Result<Vec<_>, _>>()?;
+    // There is at least one: a build that used none has failed.
+    let last = pinned.last().map(RepoUrl::to_full_string).unwrap_or_default();
+    let last_shown = pinned.last().map(RepoUrl::to_string).unwrap_or_default();
+    let last_revision = used.last().map(|buildpack| buildpack.revision.clone()).unwrap_or_default();
     let mut result = data.clone();
     result.build_md5 = Some(packed.md5.clone());
-    result.release_data = Some(release_data);
-    result.buildpack_url = Some(pinned.to_full_string());
-    result.buildpack_version = Some(used.revision.clone());
-    result.unknown.insert("app_revision".into(), app_revision.as_str().into());
+    result.release_data = Some(Value::Mapping(release_data));
+    result.buildpack_url = Some(last);
+    result.buildpack_version = Some(last_revision.clone());
+    if prepared.choice == Choice::All {
+        result.buildpacks = Some(pinned.iter().map(RepoUrl::to_full_string).collect());
+    }
+    let revisions: Mapping = BTreeMap::from([(data.version.as_str(), app_revision)])
+        .into_iter()
+        .map(|(version, revision)| (Value::from(version), Value::from(revision.as_str())))
+        .collect();
+    result.unknown.insert(REVISIONS.into(), Value::Mapping(revisions));
     output.write_result(&result)?;
 
-    let (done, seconds) = steps.so_far();
+    let (steps, seconds) = job.so_far();
     Ok(BuildSummary {
         app_name: data.app_name.as_str().to_owned(),
         version: data.version.as_str().to_owned(),
         app_revision: app_revision.clone(),
-        buildpack_url: pinned.to_string(),
-        buildpack_version: used.revision.clone(),
+        buildpack_url: last_shown,
+        buildpack_version: last_revision,
+        buildpacks: pinned.iter().map(RepoUrl::to_string).collect(),
         tarball: output.tarball.clone(),
         build_md5: packed.md5,
         bytes: packed.bytes,
         entries: packed.entries,
-        steps: done,
+        cache_bytes,
+        log: output.log.path().to_owned(),
+        steps,
         seconds,
     })
 }
 
 /// All that the container needs.
 pub(crate) struct Prepared {
-    pub workspace: Workspace,
-    pub app_url: RepoUrl,
-    pub app_revision: String,
-    pub buildpacks: Vec<Buildpack>,
-    pub image: Option<PathBuf>,
-    /// Two builds of an app share its checkout and its cache, so they come one after the other.
-    pub app_lock: Locked,
+    workspace: Workspace,
+    app_folder: String,
+    app_revision: String,
+    choice: Choice,
+    buildpacks: Vec<Buildpack>,
+    cache: Cache,
+    image: Option<PathBuf>,
+    request_id: String,
+    /// Two builds of an app share its cache, so they come one after the other.
+    _app_lock: Locked,
 }
 
 /// Fetches, checks out and copies.
 pub(crate) fn prepare(
+    job: &mut Job,
     data: &BuildData,
     options: &BuildOptions,
-    folders: &Folders,
-    interrupts: &Interrupts,
-    steps: &mut Steps,
 ) -> Result<Prepared, BuildError> {
+    let folders = Folders::of(&options.root);
     let app_url = RepoUrl::parse(&data.app_repo_url)?;
-    let urls = buildpack_urls(data)?;
-    let image = match (&data.image_url, &data.image_name) {
-        (Some(url), Some(name)) => {
-            let (root, url, name, md5) =
-                (options.root.clone(), url.clone(), name.clone(), data.image_md5.clone());
-            Some(steps.step("image", &format!("image {name}"), |_| {
-                stoppable(interrupts, move || Ok(image_contents(&root, &name, &url, md5.as_deref())?))
-            })?)
-        }
-        _ => None,
-    };
+    let (choice, urls) = Choice::of(data)?;
+    let image = bring_image(job, data, options)?;
     let user = data.user.as_ref().map_or(DEFAULT_USER, |user| user.0.as_str());
     let roots: Vec<&Path> = image.as_deref().into_iter().collect();
     let user = users::find(&roots, user, None)?;
 
-    let folder = app_url.folder();
-    let app_lock = waiting(interrupts, steps, folders.app_lock(&folder))?;
-    let workspace = Workspace::create(&folders.scratch(), &folder, user)?;
-    let checkout_text = format!("checking out {app_url} at {}", data.version);
-    let app_revision = steps.step("checkout", &checkout_text, |_| {
-        let (repo_type, url, version) = (data.app_repo_type, app_url.clone(), data.version.clone());
-        let (dir, copy, limit) = (folders.app(&folder), workspace.app.clone(), options.timeout);
-        stoppable(interrupts, move || {
-            let hash = update_checkout(repo_type, &url, Some(version.as_str()), &dir, limit)?;
-            export(&dir, &copy)?;
-            Ok(hash)
-        })
+    let app_folder = app_url.folder();
+    let app_lock = job.step("wait", "", |job| job.lock(&folders.app_lock(&app_folder)))?;
+    let workspace = Workspace::create(&folders.scratch(), &app_folder, user)?;
+    let text = format!("checking out {app_url} at {}", data.version);
+    let (app_revision, buildpacks) = job.step("checkout", &text, |job| -> Result<_, BuildError> {
+        for url in &urls {
+            job.say(&format!("checking out the buildpack {url}"));
+        }
+        let mut wanted = vec![wanted_app(data, app_url, &folders, &workspace)];
+        wanted.extend(urls.into_iter().enumerate().map(|(index, url)| {
+            let (mirror, into) =
+                (folders.buildpack(&url.folder()), workspace.path(&format!("buildpack-{index}")));
+            Wanted { repo_type: buildpack_type(&url), url, revision: None, mirror, into }
+        }));
+        // In one order, so that two builds never wait for each other.
+        let mut locks: Vec<PathBuf> =
+            wanted[1..].iter().map(|wanted| folders.buildpack_lock(&wanted.url.folder())).collect();
+        locks.sort();
+        locks.dedup();
+        let _locks = locks.iter().map(|path| job.lock(path)).collect::<Result<Vec<_>, _>>()?;
+        let (timeout, to_bring) = (options.job.timeout, wanted.clone());
+        let mut hashes =
+            job.stoppable(move || bring(&to_bring, timeout).map_err(BuildError::from))?.into_iter();
+        let app_revision = hashes.next().unwrap_or_default();
+        let buildpacks = wanted.into_iter().skip(1).zip(hashes).enumerate();
+        let buildpacks = buildpacks.map(|(index, (wanted, revision))| Buildpack {
+            mounted_at: inside(index, &wanted.url),
+            url: wanted.url,
+            revision,
+            copy: wanted.into,
+        });
+        Ok((app_revision, buildpacks.collect::<Vec<_>>()))
     })?;
-    let buildpacks = steps.step("buildpacks", "checking out the buildpacks", |steps| {
-        urls.into_iter()
-            .enumerate()
-            .map(|(index, url)| {
-                check_out_buildpack(index, url, options, folders, &workspace, interrupts, steps)
-            })
-            .collect::<Result<Vec<_>, _>>()
-    })?;
-    let cache = folders.cache(&folder);
-    if !options.no_cache && cache.is_dir() {
-        steps.step("restore", "restoring the cache", |_| {
-            let copy = workspace.cache.clone();
-            stoppable(interrupts, move || Ok(copy_tree(&cache, &copy)?))
-        })?;
-    }
-    workspace.hand_over(&buildpacks)?;
-    interrupts.check()?;
-    Ok(Prepared { workspace, app_url, app_revision, buildpacks, image, app_lock })
-}
-
-/// Runs work that must be stoppable while it lasts.
-fn stoppable<T: Send + 'static>(
-    interrupts: &Interrupts,
-    work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
-) -> Result<T, BuildError> {
-    interruptible(interrupts, work).map_err(BuildError::io("start a thread in", "/proc/self"))??
-}
-
-/// Waits for a lock, and says so.
-fn waiting(interrupts: &Interrupts, steps: &Steps, path: PathBuf) -> Result<Locked, BuildError> {
-    let quiet = steps.is_quiet();
-    stoppable(interrupts, move || {
-        checkout::lock(&path, |text| {
-            if !quiet {
-                eprintln!("vbuild: {text}");
-            }
-        })
+    let cache = Cache::open(&folders, &app_folder, workspace.folder(), options.no_cache, &workspace.user)?;
+    workspace.hand_over(data, &buildpacks)?;
+    job.check()?;
+    // Until the workspace is gone, nobody else has its name.
+    let request_id = format!("{app_folder}-{}", workspace.folder().file_name().unwrap_or_default().display());
+    Ok(Prepared {
+        workspace,
+        app_folder,
+        app_revision,
+        choice,
+        buildpacks,
+        cache,
+        image,
+        request_id,
+        _app_lock: app_lock,
     })
 }
 
-fn buildpack_urls(data: &BuildData) -> Result<Vec<RepoUrl>, BuildError> {
-    let texts = match (&data.buildpack_url, &data.buildpack_urls) {
-        (Some(url), _) => std::slice::from_ref(url),
-        (None, Some(urls)) => urls.as_slice(),
-        (None, None) => &[],
-    };
-    Ok(texts.iter().map(|text| RepoUrl::parse(text)).collect::<Result<_, _>>()?)
-}
-
-fn check_out_buildpack(
-    index: usize,
-    url: RepoUrl,
-    options: &BuildOptions,
-    folders: &Folders,
-    workspace: &Workspace,
-    interrupts: &Interrupts,
-    steps: &Steps,
-) -> Result<Buildpack, BuildError> {
-    let folder = url.folder();
-    let _lock = waiting(interrupts, steps, folders.buildpack_lock(&folder))?;
-    let copy = workspace.path(&format!("buildpack-{index}"));
-    let (dir, limit) = (folders.buildpack(&folder), options.timeout);
-    let revision = {
-        let (url, copy) = (url.clone(), copy.clone());
-        stoppable(interrupts, move || {
-            let hash = update_checkout(checkout::buildpack_type(&url), &url, None, &dir, limit)?;
-            export(&dir, &copy)?;
-            Ok(hash)
-        })?
-    };
-    // The script takes the folders apart at colons. One repository at two revisions is two buildpacks.
-    let name = folder.replace(':', "_");
-    let mounted_at = match index {
-        0 => format!("/{name}"),
-        index => format!("/{name}.{index}"),
-    };
-    Ok(Buildpack { url, revision, mounted_at: mounted_at.into(), copy })
-}
-
-/// What the end of the container's program means: the buildpack that was used and its release data, or a failure.
-fn judge<'a>(
-    status: ExitStatus,
+fn bring_image(
+    job: &mut Job,
     data: &BuildData,
-    workspace: &Workspace,
-    buildpacks: &'a [Buildpack],
-    output: &mut Output,
-    steps: &Steps,
-) -> Result<(&'a Buildpack, Value), BuildError> {
-    if status == ExitStatus::Code(3) && data.buildpack_url.is_none() {
-        return Err(BuildError::NoBuildpack {
-            tried: buildpacks.iter().map(|buildpack| buildpack.name().to_owned()).collect(),
-        });
+    options: &BuildOptions,
+) -> Result<Option<PathBuf>, BuildError> {
+    let (Some(url), Some(name)) = (&data.image_url, &data.image_name) else { return Ok(None) };
+    let (root, url, md5) = (options.root.clone(), url.clone(), data.image_md5.clone());
+    job.step("image", &format!("image {name}"), |job| {
+        let name = name.clone();
+        job.stoppable(move || Ok(Some(image_contents(&root, &name, &url, md5.as_deref())?)))
+    })
+}
+
+/// What is to be checked out of the app's repository. A `build_result.yaml` says which revision its version was.
+fn wanted_app(data: &BuildData, url: RepoUrl, folders: &Folders, workspace: &Workspace) -> Wanted {
+    let version = data.version.as_str();
+    let known = data.unknown.get(REVISIONS).and_then(|revisions| revisions.get(version));
+    let revision = known.and_then(Value::as_str).unwrap_or(version).to_owned();
+    Wanted {
+        repo_type: data.app_repo_type,
+        mirror: folders.app(&url.folder()),
+        url,
+        revision: Some(revision),
+        into: workspace.app.clone(),
     }
-    let log = output.log.path().to_owned();
-    output.log.ensure().map_err(BuildError::io("write", &log))?;
-    let used = workspace.note("buildpack")?;
-    let used = buildpacks
-        .iter()
-        .find(|buildpack| used.as_deref().map(str::trim) == buildpack.mounted_at.to_str())
-        .or_else(|| buildpacks.first().filter(|_| buildpacks.len() == 1));
-    let name = used.map_or("the buildpack", Buildpack::name).to_owned();
-    let failed_with = || -> Result<String, BuildError> {
-        let note = workspace.note("status")?;
-        let code = note.and_then(|note| note.trim().parse::<u8>().ok());
-        Ok(code.map_or_else(|| status.to_string(), describe))
-    };
-    match (status, used) {
-        (ExitStatus::Code(0), Some(used)) => {
-            let text = workspace.note("release.yaml")?.unwrap_or_default();
-            let release = yaml::parse_mapping("its output", &text).map_err(|error| BuildError::Release {
-                buildpack: name,
-                reason: format!("gave no release data: {error}"),
-                log,
-            })?;
-            steps.say(&format!("built by {} at {}", used.name(), used.revision));
-            Ok((used, Value::Mapping(release)))
+}
+
+/// Where a buildpack is in the container.
+fn inside(index: usize, url: &RepoUrl) -> PathBuf {
+    // The script takes the folders apart at colons. One repository at two revisions is two buildpacks.
+    let name = url.folder().replace(':', "_");
+    match index {
+        0 => format!("/{name}").into(),
+        index => format!("/{name}.{index}").into(),
+    }
+}
+
+impl Prepared {
+    /// The container, with `program` in it.
+    pub(crate) fn container(&self, data: &BuildData, program: Program) -> ContainerSpec {
+        let inside = Inside {
+            data,
+            app_revision: &self.app_revision,
+            choice: self.choice,
+            buildpacks: &self.buildpacks,
+            cache: &self.cache,
+            image: self.image.as_deref(),
+            request_id: &self.request_id,
+        };
+        self.workspace.container(&inside, program)
+    }
+
+    /// What the end of the script means: the buildpacks that were used and their release data, or a failure.
+    fn judge(
+        &self,
+        status: ExitStatus,
+        output: &mut Output,
+    ) -> Result<(Vec<&Buildpack>, Mapping), BuildError> {
+        let note = |name: &str| self.workspace.note(name);
+        let find = |place: &str| {
+            self.buildpacks.iter().find(|buildpack| buildpack.mounted_at.to_str() == Some(place))
+        };
+        if status == ExitStatus::Code(3) && self.choice != Choice::Given && note("export")?.is_none() {
+            let (refused, said) = (note("refused")?, note("said")?.unwrap_or_default());
+            return Err(match refused.as_deref().and_then(|place| find(place.trim())) {
+                Some(buildpack) => BuildError::Refused { buildpack: buildpack.name().to_owned(), said },
+                None => {
+                    let names = self.buildpacks.iter().map(|buildpack| buildpack.name().to_owned());
+                    BuildError::NoBuildpack { tried: names.collect(), said }
+                }
+            });
         }
-        (ExitStatus::Code(6), _) => {
-            let reason = format!("ended with {}", failed_with()?);
-            Err(BuildError::Release { buildpack: name, reason, log })
+        let log = output.log.path().to_owned();
+        output.log.ensure().map_err(BuildError::io("write", log))?;
+        let used = note("used")?.unwrap_or_default();
+        let used: Vec<&Buildpack> = used.lines().filter_map(find).collect();
+        let buildpack = used.last().map_or("the buildpack", |buildpack| buildpack.name()).to_owned();
+        let failed_with = || -> Result<String, BuildError> {
+            let code = note("status")?.and_then(|note| note.trim().parse::<u8>().ok());
+            Ok(code.map_or_else(|| status.to_string(), describe))
+        };
+        match status {
+            _ if note("export")?.is_some() => Err(BuildError::Export { buildpack }),
+            ExitStatus::Code(0) if note("done")?.is_none() || used.is_empty() => {
+                let status = format!("{status}, but took away what the build noted in /out");
+                Err(BuildError::Compile { buildpack, status })
+            }
+            ExitStatus::Code(0) if !self.workspace.has_app() => {
+                let status = format!("{status}, but left no folder of the app");
+                Err(BuildError::Compile { buildpack, status })
+            }
+            ExitStatus::Code(0) => {
+                let releases = used.iter().enumerate().map(|(index, buildpack)| {
+                    let text = note(&format!("release.{}", index + 1))?.unwrap_or_default();
+                    yaml::parse_mapping("its output", &text).map_err(|error| BuildError::Release {
+                        buildpack: buildpack.name().to_owned(),
+                        reason: format!("gave no release data: {error}"),
+                    })
+                });
+                let releases = releases.collect::<Result<Vec<_>, _>>()?;
+                Ok((used, choice::merge(releases)))
+            }
+            ExitStatus::Code(6) => {
+                Err(BuildError::Release { buildpack, reason: format!("ended with {}", failed_with()?) })
+            }
+            _ => Err(BuildError::Compile { buildpack, status: failed_with()? }),
         }
-        _ => Err(BuildError::Compile { buildpack: name, status: failed_with()?, log }),
     }
 }
 
@@ -346,37 +365,17 @@ fn describe(code: u8) -> String {
     }
 }
 
-fn leave_out(app: &Path, steps: &Steps) -> Result<(), BuildError> {
+fn leave_out(app: &Path, job: &Job) -> Result<(), BuildError> {
     const LARGEST: u64 = 1 << 20;
     let Some(bytes) = vr_runner::container::read_beneath(app, Path::new(".slugignore"), LARGEST)? else {
         return Ok(());
     };
+    job.say("leaving out what .slugignore names");
     let ignore = crate::slugignore::Slugignore::parse(&String::from_utf8_lossy(&bytes));
     for refused in &ignore.refused {
-        steps.say(&format!(".slugignore: {refused}; passed over"));
+        job.say(&format!(".slugignore: {refused}; passed over"));
     }
     let removed = ignore.apply(app).map_err(BuildError::io("leave out files of", app))?;
-    steps.say(&format!("left out {} files or folders", removed.len()));
+    job.say(&format!("left out {} files or folders", removed.len()));
     Ok(())
-}
-
-/// Puts the run's cache in the place of the saved one, in one step.
-fn save_cache(workspace: &Workspace, saved: &Path) -> Result<(), BuildError> {
-    let save = || -> io::Result<()> {
-        if let Some(folder) = saved.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        match renameat_with(CWD, &workspace.cache, CWD, saved, RenameFlags::EXCHANGE) {
-            // The old one is now in the workspace, and goes with it.
-            Ok(()) => Ok(()),
-            Err(rustix::io::Errno::NOENT) => fs::rename(&workspace.cache, saved),
-            // Not every file system can exchange two folders.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-                remove_tree(saved)?;
-                fs::rename(&workspace.cache, saved)
-            }
-            Err(error) => Err(error.into()),
-        }
-    };
-    save().map_err(BuildError::io("save the cache in", saved))
 }

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds an app with a buildpack: detect, compile, release.
+# Builds an app with one or more buildpacks: detect, compile, release.
 #
 #   /builder.sh BUILD_DIR CACHE_DIR
 #
@@ -7,58 +7,100 @@
 #
 #   /builder.sh /build/* /cache/buildpack_cache
 #
-# Environment:
-#   BUILDPACK_DIR   the buildpack to use, without asking its bin/detect; or else
-#   BUILDPACK_DIRS  buildpacks to ask, separated by colons; the first whose bin/detect succeeds is used
+# Environment, of which the first that is set counts; folders are separated by colons:
+#   BUILDPACK_CHAIN  buildpacks that build the app one after the other; each one's bin/detect has to succeed
+#   BUILDPACK_DIR    the buildpack to use, without asking its bin/detect
+#   BUILDPACK_DIRS   buildpacks to ask; the first whose bin/detect succeeds is used
 #
-# Left in /out: `buildpack`, the folder of the one that is used; `detect`, what it was detected as; `status`, what
-# bin/compile or bin/release failed with; `release.yaml`, what bin/release printed.
+# Left in /out: `used`, the folders of those that were used, one a line; `refused`, the one of a chain that did not
+# match; `status`, what bin/compile or bin/release failed with; `release.N`, what bin/release of the Nth printed;
+# `export`, for as long as such a file is being read; `done`, once all is.
 # Exit codes: 0 done, 3 no buildpack matched, 4 compile failed, 6 release failed.
 
+# What a buildpack leaves in its file `export` for those after it is written for bash.
+if [ -n "${BUILDPACK_CHAIN:-}" ] && [ -z "${BASH_VERSION:-}" ] && command -v bash >/dev/null 2>&1; then
+    exec bash "$0" "$@"
+fi
 if [ $# -ne 2 ]; then
     echo "usage: /builder.sh BUILD_DIR CACHE_DIR" >&2
     exit 2
 fi
-build=$1
-cache=$2
-out=/out
-# A folder with a file for each of the app's settings, as Heroku passes it to bin/compile. A build has none.
-env_dir=/env
+# Names that no buildpack's `export` uses.
+vr_build=$1
+vr_cache=$2
+vr_out=/out
+# A folder with a file for each of the app's settings.
+vr_env_dir=/env
+vr_number=0
+vr_chain=${BUILDPACK_CHAIN:-}
+vr_given=${BUILDPACK_DIR:-}
+vr_left=${BUILDPACK_DIRS:-}:
+# Some buildpacks have variables of these names.
+unset BUILDPACK_CHAIN BUILDPACK_DIR BUILDPACK_DIRS
 
-rm -f "$out/buildpack" "$out/detect" "$out/status" "$out/release.yaml"
+(cd "$vr_out" && rm -f used refused said status export done detect detect.err release.*)
 
-if [ -n "${BUILDPACK_DIR:-}" ]; then
-    buildpack=$BUILDPACK_DIR
-else
-    buildpack=
-    set -f
-    IFS=:
-    for candidate in ${BUILDPACK_DIRS:-}; do
-        if "$candidate/bin/detect" "$build" >"$out/detect" 2>&1 </dev/null; then
-            buildpack=$candidate
-            break
-        fi
-    done
-    unset IFS
-    set +f
-    if [ -z "$buildpack" ]; then
-        exit 3
-    fi
-    detected=
-    read -r detected <"$out/detect"
-    echo "-----> ${detected:-${buildpack##*/}} app detected"
-fi
-echo "$buildpack" >"$out/buildpack"
-
-# fail STATUS EXIT_CODE
-fail() {
-    echo "$1" >"$out/status"
+# vr_fail STATUS EXIT_CODE
+vr_fail() {
+    echo "$1" >"$vr_out/status"
     exit "$2"
 }
 
-"$buildpack/bin/compile" "$build" "$cache" "$env_dir" </dev/null || fail $? 4
+# vr_detect FOLDER: asks a buildpack, and says what it found.
+vr_detect() {
+    if ! (cd "$1" && exec "$1"/bin/detect "$vr_build") >"$vr_out/detect" 2>"$vr_out/detect.err" </dev/null; then
+        cat "$vr_out/detect" "$vr_out/detect.err" >>"$vr_out/said"
+        return 1
+    fi
+    vr_detected=
+    read -r vr_detected <"$vr_out/detect"
+    # One that says nothing has its repository's name.
+    vr_name=${1##*/}
+    echo "-----> ${vr_detected:-${vr_name%-*}} app detected"
+}
 
-# Not every buildpack has one.
-if [ -e "$buildpack/bin/release" ]; then
-    "$buildpack/bin/release" "$build" >"$out/release.yaml" </dev/null || fail $? 6
+# vr_use FOLDER: builds with a buildpack.
+vr_use() {
+    vr_number=$((vr_number + 1))
+    echo "$1" >>"$vr_out/used"
+    (cd "$1" && exec "$1"/bin/compile "$vr_build" "$vr_cache" "$vr_env_dir") </dev/null || vr_fail $? 4
+    # Not every buildpack has one.
+    if [ -e "$1/bin/release" ]; then
+        (cd "$1" && exec "$1"/bin/release "$vr_build") >"$vr_out/release.$vr_number" </dev/null || vr_fail $? 6
+    fi
+}
+
+if [ -n "$vr_chain" ]; then
+    vr_left=$vr_chain:
+    while [ -n "$vr_left" ]; do
+        vr_folder=${vr_left%%:*}
+        vr_left=${vr_left#*:}
+        if ! vr_detect "$vr_folder"; then
+            echo "$vr_folder" >"$vr_out/refused"
+            exit 3
+        fi
+        vr_use "$vr_folder"
+        if [ -f "$vr_folder/export" ] && [ -n "$vr_left" ]; then
+            # Should it end the script, this says what did.
+            : >"$vr_out/export"
+            . "$vr_folder/export"
+            # It may have wanted errors to end it, but not us.
+            set +eu
+            rm -f "$vr_out/export"
+        fi
+    done
+elif [ -n "$vr_given" ]; then
+    vr_use "$vr_given"
+else
+    while [ -n "$vr_left" ]; do
+        vr_folder=${vr_left%%:*}
+        vr_left=${vr_left#*:}
+        if [ -n "$vr_folder" ] && vr_detect "$vr_folder"; then
+            vr_use "$vr_folder"
+            : >"$vr_out/done"
+            exit 0
+        fi
+    done
+    exit 3
 fi
+: >"$vr_out/done"

@@ -1,28 +1,31 @@
 //! The command line of `vbuild`.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
-use serde_json::json;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use vr_common::build_data::BuildData;
+use vr_common::log;
 use vr_common::paths::VrRoot;
-use vr_common::{exit, log};
-use vr_runner::job::{Steps, size};
+use vr_common::proc_data::Network;
+use vr_runner::job::{Failed, JobArgs, JobOptions, Steps, report, size};
 
-use crate::{BuildError, BuildOptions, BuildSummary, build, shell};
+use crate::{BuildError, BuildOptions, BuildSummary, Cleaned, build, clean, shell};
 
-/// Builds an app with a Heroku-style buildpack, in a container.
+/// Builds an app with Heroku-style buildpacks, in a container.
 #[derive(Debug, Parser)]
 #[command(
     name = "vbuild",
     version,
     after_help = "Examples:
   vbuild build my_app.yaml
-  vbuild build my_app.yaml --output /tmp/result --timeout 30m
+  vbuild build my_app.yaml --output /tmp/result --timeout 30m --memory 4G
   vbuild shell my_app.yaml
+  vbuild clean my_app.yaml
+
+Environment: RAPTOR_HOME is the folder of repositories and caches, /apps/builder unless set; VBUILD_CACHE_MAX is what
+all caches together may take on disk, such as 50G or none, 20G unless set.
 
 Exit codes: 0 done, 2 bad input, 3 no buildpack matched, 4 compile or release failed, 5 a limit was hit, 1 other failures"
 )]
@@ -49,24 +52,48 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
+    /// Drop what buildpacks keep between builds
+    Clean {
+        /// The build.yaml of apps; without any, the caches of all apps are dropped that no build uses
+        files: Vec<PathBuf>,
+        /// Drop what was fetched of the apps' and the buildpacks' repositories, too
+        #[arg(long)]
+        repositories: bool,
+        /// Print what was removed as one line of JSON
+        #[arg(long)]
+        json: bool,
+        /// How long to wait for builds of these apps; without it, until they end
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        lock_timeout: Option<Duration>,
+        /// Say nothing but errors
+        #[arg(short, long)]
+        quiet: bool,
+    },
 }
 
 #[derive(Debug, Args)]
 struct Common {
     /// The build.yaml, or an earlier build's build_result.yaml
     file: PathBuf,
-    /// How long the buildpack may run, and each checkout take
+    /// How long the buildpacks may run, and each checkout take
     #[arg(long, value_name = "TIME", default_value = "15m", value_parser = humantime::parse_duration)]
     timeout: Duration,
     /// Start with an empty cache
     #[arg(long)]
     no_cache: bool,
-    /// Say nothing but errors
-    #[arg(short, long)]
-    quiet: bool,
-    /// Stop when the program that started this one ends
-    #[arg(long, hide = true)]
-    die_with_parent: bool,
+    /// The network that the build sees, whatever the file says
+    #[arg(long, value_enum)]
+    network: Option<NetworkName>,
+    #[command(flatten)]
+    job: JobArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum NetworkName {
+    /// The host's
+    Host,
+    /// Nothing but a loopback interface of its own
+    None,
 }
 
 impl Common {
@@ -74,11 +101,19 @@ impl Common {
         BuildOptions {
             root: VrRoot::from_env(),
             output: output.to_owned(),
-            timeout: self.timeout,
-            quiet: self.quiet,
             no_cache: self.no_cache,
-            die_with_parent: self.die_with_parent,
+            job: self.job.options(self.timeout),
         }
+    }
+
+    fn load(&self) -> Result<BuildData, Failed<BuildError>> {
+        let mut data = load(&self.file)?;
+        data.network = match self.network {
+            Some(NetworkName::Host) => Network::Host,
+            Some(NetworkName::None) => Network::None,
+            None => data.network,
+        };
+        Ok(data)
     }
 }
 
@@ -90,62 +125,66 @@ pub fn command() -> clap::Command {
 /// Parses the arguments, carries them out, and says what came of it.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let (Command::Build { common, .. } | Command::Shell { common }) = &arguments.command;
-    log::init_tool(&log::tool_default(common.quiet, 0));
+    let (Command::Build { common: Common { job: JobArgs { quiet, .. }, .. }, .. }
+    | Command::Shell { common: Common { job: JobArgs { quiet, .. }, .. } }
+    | Command::Clean { quiet, .. }) = &arguments.command;
+    let quiet = *quiet;
+    log::init_tool(&log::tool_default(quiet, 0));
     match &arguments.command {
         Command::Build { common, output, json } => {
-            let options = common.options(output);
-            let result = load(&common.file).and_then(|data| build(&data, &options));
-            if *json {
-                print_json(&result);
-            }
-            match result {
-                Ok(summary) => {
-                    if !common.quiet {
-                        summarise(&summary);
-                    }
-                    ExitCode::SUCCESS
+            let result = common.load().and_then(|data| build(&data, &common.options(output)));
+            report("build", &result, *json, |summary| {
+                if !quiet {
+                    summarise(summary);
                 }
-                Err(error) => fail(&error),
-            }
+            })
         }
         Command::Shell { common } => {
-            let options = common.options(Path::new("."));
-            match load(&common.file).and_then(|data| shell(&data, &options)) {
+            let result = common.load().and_then(|data| shell(&data, &common.options(Path::new("."))));
+            match result {
                 Ok(status) => ExitCode::from(status.as_exit_code()),
-                Err(error) => fail(&error),
+                Err(failed) => report::<(), _>("shell", &Err(failed), false, |()| ()),
             }
+        }
+        Command::Clean { files, repositories, json, lock_timeout, quiet } => {
+            let apps = files.iter().map(|file| load(file)).collect::<Result<Vec<_>, _>>();
+            let options = JobOptions { lock_timeout: *lock_timeout, quiet: *quiet, ..JobOptions::default() };
+            let result = apps.and_then(|apps| clean(&VrRoot::from_env(), &apps, *repositories, &options));
+            report("clean", &result, *json, |cleaned| {
+                if !*quiet {
+                    show(cleaned);
+                }
+            })
         }
     }
 }
 
-fn load(file: &Path) -> Result<BuildData, BuildError> {
-    Ok(BuildData::load(file)?)
-}
-
-fn fail(error: &BuildError) -> ExitCode {
-    exit::report(error, error.hint().as_deref(), error.exit_code())
-}
-
-fn print_json(result: &Result<BuildSummary, BuildError>) {
-    let line = match result {
-        Ok(summary) => json!({ "ok": true, "build": summary }),
-        Err(error) => json!({ "ok": false, "exit_code": error.exit_code(), "error": exit::chain(error) }),
-    };
-    // Nobody may be reading any more, which changes nothing of the result.
-    let _ = writeln!(std::io::stdout(), "{line}");
+fn load(file: &Path) -> Result<BuildData, Failed<BuildError>> {
+    BuildData::load(file).map_err(Failed::early)
 }
 
 /// The steps with their seconds, and what came out.
 fn summarise(summary: &BuildSummary) {
     Steps::table(&summary.steps, summary.seconds);
     eprintln!(
-        "vbuild: {} {} is built: {} ({}, {} entries, md5 {})",
+        "vbuild: {} {} is built: {} ({}, {} entries, md5 {}); its cache has {}",
         summary.app_name,
         summary.version,
         summary.tarball.display(),
         size(summary.bytes),
         summary.entries,
         summary.build_md5,
+        size(summary.cache_bytes),
     );
+}
+
+fn show(cleaned: &Cleaned) {
+    for removed in &cleaned.removed {
+        eprintln!("vbuild: removed {} ({})", removed.path.display(), size(removed.bytes));
+    }
+    for path in &cleaned.in_use {
+        eprintln!("vbuild: a build uses {}; it stays", path.display());
+    }
+    let bytes = cleaned.removed.iter().map(|removed| removed.bytes).sum();
+    eprintln!("vbuild: freed {}", size(bytes));
 }

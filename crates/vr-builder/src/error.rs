@@ -2,43 +2,57 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use thiserror::Error;
 use vr_common::archive::ArchiveError;
 use vr_common::exit;
-use vr_common::lock::LockError;
 use vr_common::vcs::VcsError;
 use vr_common::yaml::YamlError;
 use vr_runner::container::ContainerError;
+use vr_runner::image::ImageError;
+use vr_runner::job::{Explained, JobError, LIMIT_HIT};
 use vr_runner::users::UserError;
 
-use vr_runner::image::ImageError;
-use vr_runner::job::Interruption;
+/// Exit code of a build that no buildpack wants.
+const NO_BUILDPACK: u8 = 3;
+/// Exit code of a build whose buildpack failed.
+const BUILDPACK_FAILED: u8 = 4;
 
 /// Why there is no build.
 #[derive(Debug, Error)]
 pub enum BuildError {
-    /// The caller is not root.
-    #[error("only root can build: builds run in containers")]
-    NotRoot,
-    /// `build.yaml` is wrong, or `build_result.yaml` cannot be written.
+    /// What every job can fail with.
     #[error(transparent)]
-    Yaml(#[from] YamlError),
+    Job(#[from] JobError),
     /// The build user does not exist.
     #[error("user")]
     User(#[from] UserError),
     /// A checkout cannot be made.
     #[error(transparent)]
     Vcs(#[from] VcsError),
-    /// The OS image cannot be brought into place.
-    #[error(transparent)]
-    Image(#[from] ImageError),
+    /// The setting of how large caches may be is no size.
+    #[error("{variable}: {reason}")]
+    BadCacheMax {
+        /// The environment variable.
+        variable: &'static str,
+        /// What is wrong with its value.
+        reason: String,
+    },
     /// No `bin/detect` said yes.
     #[error("no buildpack matched: tried {}", .tried.join(", "))]
     NoBuildpack {
         /// The buildpacks' names, in the order in which they were asked.
         tried: Vec<String>,
+        /// What they said.
+        said: String,
+    },
+    /// One of several buildpacks, which all have to, does not want the app.
+    #[error("no buildpack matched: bin/detect of {buildpack}, which is one of buildpacks, says no")]
+    Refused {
+        /// Its name.
+        buildpack: String,
+        /// What it said.
+        said: String,
     },
     /// `bin/compile` failed.
     #[error("compile failed: bin/compile of {buildpack} ended with {status}")]
@@ -47,8 +61,6 @@ pub enum BuildError {
         buildpack: String,
         /// How it ended.
         status: String,
-        /// Its output.
-        log: PathBuf,
     },
     /// `bin/release` failed.
     #[error("release failed: bin/release of {buildpack} {reason}")]
@@ -57,79 +69,85 @@ pub enum BuildError {
         buildpack: String,
         /// How.
         reason: String,
-        /// The output of the compile step before it.
-        log: PathBuf,
     },
-    /// The build took too long.
-    #[error("the build took longer than {} and was stopped", humantime::format_duration(*limit))]
-    Timeout {
-        /// What it was allowed.
-        limit: Duration,
-    },
-    /// Somebody stopped it.
-    #[error("stopped by {0}")]
-    Interrupted(Interruption),
-    /// The container cannot be made.
-    #[error(transparent)]
-    Container(#[from] ContainerError),
-    /// The tarball cannot be made.
-    #[error("cannot make the tarball")]
-    Pack(#[source] ArchiveError),
-    /// A lock cannot be taken.
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    /// A file or folder cannot be made, read or removed.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// What was tried, such as `write`.
-        action: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
+    /// The file `export` of a buildpack ended the whole build.
+    #[error("compile failed: the file export of {buildpack} ended the build")]
+    Export {
+        /// The buildpack's name.
+        buildpack: String,
     },
 }
 
 impl BuildError {
     /// For `map_err`: what was tried on which path.
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
-        let path = path.into();
-        move |source| Self::Io { action, path, source }
+        let explained = JobError::io(action, path);
+        move |source| Self::Job(explained(source))
     }
 
+    /// For `map_err` of packing.
+    pub(crate) fn pack(source: ArchiveError) -> Self {
+        Self::Job(JobError::Pack(source))
+    }
+}
+
+impl Explained for BuildError {
     /// What vbuild exits with: 2 bad input, 3 no buildpack matched, 4 compile or release failed, 5 a limit was hit,
     /// 1 anything else.
-    pub fn exit_code(&self) -> u8 {
+    fn exit_code(&self) -> u8 {
         match self {
-            Self::Yaml(_)
-            | Self::User(UserError::UnknownUser(_) | UserError::UnknownGroup(_))
+            Self::Job(error) => error.exit_code(),
+            Self::User(UserError::UnknownUser(_) | UserError::UnknownGroup(_))
+            | Self::BadCacheMax { .. }
             | Self::Vcs(
                 VcsError::BadUrl { .. } | VcsError::BadRevision { .. } | VcsError::UnknownRevision { .. },
             ) => exit::BAD_INPUT,
-            Self::NoBuildpack { .. } => 3,
-            Self::Compile { .. } | Self::Release { .. } => 4,
-            Self::Timeout { .. } | Self::Vcs(VcsError::TimedOut { .. }) => 5,
-            _ => exit::FAILED,
+            Self::NoBuildpack { .. } | Self::Refused { .. } => NO_BUILDPACK,
+            Self::Compile { .. } | Self::Release { .. } | Self::Export { .. } => BUILDPACK_FAILED,
+            Self::Vcs(VcsError::TimedOut { .. }) => LIMIT_HIT,
+            Self::User(_) | Self::Vcs(_) => exit::FAILED,
         }
     }
 
-    /// What may help, if anything is known to.
-    pub fn hint(&self) -> Option<String> {
+    fn hint(&self) -> Option<String> {
+        let text = match self {
+            Self::Job(error) => return error.hint(),
+            Self::NoBuildpack { .. } => "set buildpack_url to use a buildpack without asking its bin/detect",
+            Self::Refused { .. } => "take it out of buildpacks, or give it what its bin/detect looks for",
+            Self::Compile { .. } | Self::Release { .. } | Self::Export { .. } => {
+                "vbuild shell opens a shell where this can be looked into; --no-cache builds with an empty cache"
+            }
+            Self::Vcs(VcsError::TimedOut { .. }) => "--timeout allows more, such as --timeout 1h",
+            Self::Vcs(VcsError::Unreachable { .. }) => {
+                "passwords are never asked for: git and Mercurial have to find them in their own settings"
+            }
+            Self::Vcs(_) | Self::User(_) | Self::BadCacheMax { .. } => return None,
+        };
+        Some(text.to_owned())
+    }
+
+    fn said(&self) -> Option<&str> {
         match self {
-            Self::Compile { log, .. } | Self::Release { log, .. } => {
-                Some(format!("the whole output is in {}", log.display()))
-            }
-            Self::NoBuildpack { .. } => {
-                Some("set buildpack_url to use a buildpack without asking its bin/detect".to_owned())
-            }
-            Self::Timeout { .. } => Some("--timeout allows more, such as --timeout 1h".to_owned()),
+            Self::NoBuildpack { said, .. } | Self::Refused { said, .. } => Some(said),
             _ => None,
         }
     }
 }
 
-impl From<Interruption> for BuildError {
-    fn from(interruption: Interruption) -> Self {
-        Self::Interrupted(interruption)
+impl From<YamlError> for BuildError {
+    fn from(error: YamlError) -> Self {
+        Self::Job(error.into())
+    }
+}
+
+impl From<ImageError> for BuildError {
+    fn from(error: ImageError) -> Self {
+        Self::Job(error.into())
+    }
+}
+
+impl From<ContainerError> for BuildError {
+    fn from(error: ContainerError) -> Self {
+        Self::Job(error.into())
     }
 }

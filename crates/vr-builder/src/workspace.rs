@@ -1,41 +1,58 @@
-//! The files of one run: copies of the app, the buildpacks and the cache, and the container that sees them.
+//! The files of one run: the app's, the buildpacks' and the settings, and the container that sees them.
 
 use std::fs::{self, Permissions};
-use std::io::{self, Read};
-use std::os::unix::fs::{PermissionsExt, lchown};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use vr_common::build_data::BuildData;
+use vr_common::proc_data::Network;
 use vr_runner::container::{BindMount, ContainerSpec, Credentials, Program, RootFs, System};
 use walkdir::WalkDir;
 
-use crate::BuildError;
-use crate::checkout::Buildpack;
 use vr_runner::job::Scratch;
+
+use crate::BuildError;
+use crate::cache::{self, Cache};
+use crate::choice::Choice;
+use crate::repositories::Buildpack;
 
 /// The script that is the container's program, see its own comments.
 const BUILDER_SH: &str = include_str!("builder.sh");
-/// Where the container sees the cache.
-const CACHE: &str = "/cache/buildpack_cache";
 /// The largest file that the script leaves in `/out`, in bytes.
 const LARGEST_NOTE: u64 = 1 << 20;
+
+/// What a build's container is to show.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Inside<'a> {
+    pub data: &'a BuildData,
+    /// The full hash of the app's revision.
+    pub app_revision: &'a str,
+    pub choice: Choice,
+    pub buildpacks: &'a [Buildpack],
+    pub cache: &'a Cache,
+    /// The contents of the OS image, should there be one.
+    pub image: Option<&'a Path>,
+    /// A name that no other build has.
+    pub request_id: &'a str,
+}
 
 /// One run's folder. Everything in it goes away with it.
 #[derive(Debug)]
 pub(crate) struct Workspace {
     scratch: Scratch,
-    /// The app's copy, which the build changes.
+    /// The app's copy, which the build changes, in a folder that belongs to the build: a buildpack can remove it and make
+    /// it anew.
     pub app: PathBuf,
     /// The app's folder name.
     app_folder: String,
-    /// The cache's copy.
-    pub cache: PathBuf,
     rootfs: PathBuf,
     work: PathBuf,
     home: PathBuf,
     out: PathBuf,
-    user: Credentials,
+    /// The build user.
+    pub user: Credentials,
 }
 
 impl Workspace {
@@ -45,8 +62,7 @@ impl Workspace {
         let folder =
             |name: &str| scratch.folder(name).map_err(BuildError::io("make", scratch.path().join(name)));
         Ok(Self {
-            app: folder("app")?,
-            cache: folder("cache")?,
+            app: folder("build")?.join(app_folder),
             rootfs: folder("rootfs")?,
             work: folder("work")?,
             home: folder("home")?,
@@ -57,42 +73,56 @@ impl Workspace {
         })
     }
 
+    /// The folder itself.
+    pub(crate) fn folder(&self) -> &Path {
+        self.scratch.path()
+    }
+
     /// A path in it, for what is being put aside.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.scratch.path().join(name)
     }
 
-    /// Gives everything that the build may change to the build user, and puts the script in its place.
-    pub(crate) fn hand_over(&self, buildpacks: &[Buildpack]) -> Result<(), BuildError> {
-        let copies = buildpacks.iter().map(|buildpack| &buildpack.copy);
-        for tree in [&self.app, &self.cache, &self.home, &self.out].into_iter().chain(copies) {
-            own(tree, &self.user).map_err(BuildError::io("give to the build user", tree))?;
-        }
+    /// Gives everything that the build may change to the build user, and puts the script and the app's settings in
+    /// their places.
+    pub(crate) fn hand_over(&self, data: &BuildData, buildpacks: &[Buildpack]) -> Result<(), BuildError> {
         let environment = self.rootfs.join("env");
         fs::create_dir(&environment).map_err(BuildError::io("make", &environment))?;
+        for (name, value) in data.env.iter().flatten() {
+            let file = environment.join(name);
+            // They may be secrets.
+            let mut options = fs::OpenOptions::new();
+            options.write(true).create_new(true).mode(0o400);
+            options
+                .open(&file)
+                .and_then(|mut file| file.write_all(value.0.as_bytes()))
+                .map_err(BuildError::io("write", &file))?;
+        }
         let script = self.rootfs.join("builder.sh");
         fs::write(&script, BUILDER_SH).map_err(BuildError::io("write", &script))?;
-        fs::set_permissions(&script, Permissions::from_mode(0o755)).map_err(BuildError::io("write", &script))
+        fs::set_permissions(&script, Permissions::from_mode(0o755))
+            .map_err(BuildError::io("write", &script))?;
+        let copies = buildpacks.iter().map(|buildpack| &buildpack.copy);
+        for copy in copies.clone() {
+            make_executable(copy)?;
+        }
+        for tree in [&self.builds(), &self.home, &self.out, &environment].into_iter().chain(copies) {
+            own(tree, &self.user).map_err(BuildError::io("give to the build user", tree))?;
+        }
+        Ok(())
     }
 
     /// The container, with `program` in it. Its environment is added here.
-    pub(crate) fn container(
-        &self,
-        data: &BuildData,
-        app_revision: &str,
-        buildpacks: &[Buildpack],
-        image: Option<&Path>,
-        program: Program,
-    ) -> ContainerSpec {
-        let inside = self.app_inside();
+    pub(crate) fn container(&self, inside: &Inside<'_>, program: Program) -> ContainerSpec {
+        let Inside { data, app_revision, choice, buildpacks, cache, image, .. } = *inside;
+        let app_inside = self.app_inside();
         let mount = |source: &Path, target: &Path| BindMount {
             source: source.to_owned(),
             target: target.to_owned(),
             read_only: false,
         };
         let mut mounts = vec![
-            mount(&self.app, &inside),
-            mount(&self.cache, Path::new(CACHE)),
+            mount(&self.builds(), Path::new("/build")),
             mount(&self.home, Path::new("/app")),
             mount(&self.out, Path::new("/out")),
         ];
@@ -107,33 +137,45 @@ impl Workspace {
         };
         let places: Vec<_> =
             buildpacks.iter().map(|buildpack| buildpack.mounted_at.display().to_string()).collect();
-        let (variable, value) = match data.buildpack_url {
-            Some(_) => ("BUILDPACK_DIR", places.concat()),
-            None => ("BUILDPACK_DIRS", places.join(":")),
-        };
+        let id = self.scratch.path().file_name().unwrap_or_default().display();
         let mut program = program
             .env("HOME", "/app")
             .env("TMPDIR", "/tmp")
             .env("LANG", "C.UTF-8")
             .env("SOURCE_VERSION", app_revision)
-            .env(variable, value);
-        if let Some(name) = &data.image_name {
-            program = program.env("STACK", name);
+            .env("REQUEST_ID", inside.request_id)
+            .env(choice.variable(), places.join(":"));
+        if let Some(stack) = data.stack.as_ref().or(data.image_name.as_ref()) {
+            program = program.env("STACK", stack);
         }
-        let id = self.scratch.path().file_name().unwrap_or_default().display();
-        let name = format!("build-{}-{id}", data.app_name);
-        ContainerSpec {
+        let mut spec = ContainerSpec {
             system: if image.is_some() { System::Own } else { System::OfHost },
             mounts,
             user: self.user.clone(),
-            workdir: inside,
-            ..ContainerSpec::new(name, root, program)
-        }
+            workdir: app_inside,
+            network: match data.network {
+                Network::Host => vr_runner::container::Network::Host,
+                Network::None => vr_runner::container::Network::None,
+            },
+            ..ContainerSpec::new(format!("build-{}-{id}", data.app_name), root, program)
+        };
+        cache.mount(&mut spec);
+        spec
     }
 
     /// The program that builds.
     pub(crate) fn builder(&self) -> Program {
-        Program::new("/builder.sh", [self.app_inside().into_os_string(), CACHE.into()])
+        Program::new("/builder.sh", [self.app_inside().into_os_string(), cache::INSIDE.into()])
+    }
+
+    /// The folder of the app's.
+    fn builds(&self) -> PathBuf {
+        self.path("build")
+    }
+
+    /// Whether the app's folder is still one, now that the build has ended.
+    pub(crate) fn has_app(&self) -> bool {
+        fs::symlink_metadata(&self.app).is_ok_and(|found| found.is_dir())
     }
 
     fn app_inside(&self) -> PathBuf {
@@ -163,6 +205,19 @@ impl Workspace {
         };
         read().map(Some).map_err(BuildError::io("read", path))
     }
+}
+
+/// Buildpacks are used whose scripts were never made executable; heroku-buildpack-multi makes them so.
+fn make_executable(buildpack: &Path) -> Result<(), BuildError> {
+    for name in ["detect", "compile", "release"] {
+        let script = buildpack.join("bin").join(name);
+        let Ok(found) = fs::symlink_metadata(&script) else { continue };
+        if found.is_file() {
+            fs::set_permissions(&script, Permissions::from_mode(found.permissions().mode() | 0o111))
+                .map_err(BuildError::io("make executable", &script))?;
+        }
+    }
+    Ok(())
 }
 
 /// Gives a tree to a user, links themselves and not what they lead to.

@@ -1,12 +1,13 @@
 //! `build.yaml` and `build_result.yaml`: what vbuild is asked for and what came out.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_yaml::{Mapping, Value};
 
 use crate::names::{AppName, Version};
-use crate::proc_data::{Scalar, is_file_name, is_md5};
+use crate::proc_data::{Network, Scalar, is_file_name, is_md5, is_variable_name, prefer_texts};
 use crate::vcs::RepoType;
 use crate::yaml::{self, YamlError};
 
@@ -27,7 +28,10 @@ pub struct BuildData {
     /// Buildpacks to try in order; ignored when `buildpack_url` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub buildpack_urls: Option<Vec<String>>,
-    /// The buildpack's full revision hash, written by a build.
+    /// Buildpacks that build the app one after the other; wins over both keys above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub buildpacks: Option<Vec<String>>,
+    /// The buildpack's full revision hash, written by a build. Of several, the last one's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub buildpack_version: Option<String>,
     /// The OS image to build in.
@@ -48,6 +52,15 @@ pub struct BuildData {
     /// The user that runs the build; `nobody` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<Scalar>,
+    /// What buildpacks are told as `STACK`; the image's name when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stack: Option<String>,
+    /// The app's settings for the build, which buildpacks find as files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub env: Option<BTreeMap<String, Scalar>>,
+    /// The network that the build sees.
+    #[serde(default, skip_serializing_if = "Network::is_host")]
+    pub network: Network,
     /// Every key that is not named above.
     #[serde(skip)]
     pub unknown: Mapping,
@@ -60,6 +73,7 @@ const KNOWN: &[&str] = &[
     "version",
     "buildpack_url",
     "buildpack_urls",
+    "buildpacks",
     "buildpack_version",
     "image_url",
     "image_name",
@@ -67,6 +81,9 @@ const KNOWN: &[&str] = &[
     "build_md5",
     "release_data",
     "user",
+    "stack",
+    "env",
+    "network",
 ];
 
 impl BuildData {
@@ -88,12 +105,22 @@ impl BuildData {
         let mut data: Self = yaml::parse(name, text)?;
         // It has no type of ours, so it means what it means to the buildpack that wrote it.
         data.release_data = data.release_data.and_then(|_| mapping.get("release_data").cloned());
+        if let (Some(env), Some(Value::Mapping(mapping))) = (&mut data.env, mapping.get("env")) {
+            prefer_texts(env, mapping);
+        }
         data.unknown = mapping
             .into_iter()
             .filter(|(key, _)| !key.as_str().is_some_and(|key| KNOWN.contains(&key)))
             .collect();
-        if data.buildpack_url.is_none() && data.buildpack_urls.as_ref().is_none_or(Vec::is_empty) {
-            return Err(invalid("needs one of the keys buildpack_url and buildpack_urls".into()));
+        let is_empty = |urls: &Option<Vec<String>>| urls.as_ref().is_none_or(Vec::is_empty);
+        if data.buildpack_url.is_none() && is_empty(&data.buildpack_urls) && is_empty(&data.buildpacks) {
+            return Err(invalid("needs one of the keys buildpack_url, buildpack_urls and buildpacks".into()));
+        }
+        if let Some(key) = data.env.iter().flat_map(BTreeMap::keys).find(|key| !is_variable_name(key)) {
+            return Err(invalid(format!("env: {key:?} is not a variable name")));
+        }
+        if let Some(stack) = data.stack.as_ref().filter(|stack| !is_file_name(stack)) {
+            return Err(invalid(format!("stack: {stack:?} is not a plain name")));
         }
         if let Some(md5) = data.image_md5.as_ref().filter(|md5| !is_md5(md5)) {
             return Err(invalid(format!("image_md5: expected 32 hexadecimal digits, found {md5:?}")));
@@ -157,14 +184,28 @@ extra: 1
     }
 
     #[test]
+    fn what_a_build_is_told_survives_a_round_trip() {
+        let text = format!(
+            "{SAMPLE}buildpacks: [a, b]\nstack: heroku-24\nenv: {{A: 1e3, B: 0755}}\nnetwork: none\n"
+        );
+        let data = BuildData::parse("b", &text).unwrap();
+        assert_eq!(data.env.as_ref().unwrap()["A"].0, "1e3");
+        assert_eq!((data.network, data.buildpacks.as_ref().unwrap().len()), (Network::None, 2));
+        assert_eq!(BuildData::parse("again", &data.to_yaml().unwrap()).unwrap(), data);
+    }
+
+    #[test]
     fn bad_values_are_named() {
         for (from, to, expected) in [
             ("version: v3", "version: 9.0", "expected a text, found the number 9.0 (put it in quotes)"),
             ("version: v3", "version: -x", "begins with a dash"),
             ("app_name: vr_", "app_name: vr-", "is not a valid app name"),
             ("type: hg", "type: svn", "svn"),
-            ("buildpack_urls", "other", "needs one of the keys buildpack_url and buildpack_urls"),
+            ("buildpack_urls", "other", "needs one of the keys buildpack_url, buildpack_urls and buildpacks"),
             ("app_repo_url", "url", "missing field `app_repo_url`"),
+            ("extra: 1", "env: {a-b: 1}", "env: \"a-b\" is not a variable name"),
+            ("extra: 1", "network: bridge", "network: expected host or none, found \"bridge\""),
+            ("extra: 1", "stack: a/b", "stack: \"a/b\" is not a plain name"),
         ] {
             let message = BuildData::parse("b", &SAMPLE.replacen(from, to, 1)).unwrap_err().to_string();
             assert!(message.starts_with("b: ") && message.contains(expected), "{to}: {message}");

@@ -83,7 +83,7 @@ fn mercurial_apps_and_buildpacks() {
     let yaml = world.yaml_of("hg", &app, &format!("buildpack_urls: ['{}#v1']", pack.display()));
     let ended = world.build(&yaml).expect(0);
     assert_eq!(ended.stdout, "-----> Hg app detected\nProcfile\nbin\n");
-    assert_eq!(world.result()["app_revision"].as_str().unwrap().len(), 40);
+    assert_eq!(world.result()["app_revisions"]["v1"].as_str().unwrap().len(), 40);
     assert_eq!(world.packed(), ["Procfile"]);
 }
 

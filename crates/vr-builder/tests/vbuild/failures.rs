@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use crate::support::{World, ended, marker, sleeps};
+use serde_json::json;
+
+use crate::support::{World, ended};
 
 #[test]
 fn a_compile_that_fails_keeps_its_log() {
@@ -14,7 +16,12 @@ fn a_compile_that_fails_keeps_its_log() {
     let ended = world.build(&yaml).expect(4);
     assert_eq!(ended.error(), "compile failed: bin/compile of pack ended with exit code 23");
     let log = world.out("compile.log").canonicalize().unwrap();
-    assert!(ended.stderr.contains(&format!("hint: the whole output is in {}\n", log.display())));
+    let details = format!(
+        "  in the step compile\n  its output is in {}, which ends with:\n  | -----> Toy app detected\n  | to stdout\n  \
+         | to stderr\nhint: vbuild shell opens a shell where this can be looked into; --no-cache builds with an empty cache\n",
+        log.display()
+    );
+    assert!(ended.stderr.ends_with(&details), "{}", ended.stderr);
     assert_eq!(world.log(), "-----> Toy app detected\nto stdout\nto stderr\n");
     assert_eq!(ended.stdout, world.log());
     world.assert_no_build();
@@ -47,7 +54,7 @@ fn a_release_that_fails_or_makes_no_sense_fails_the_build() {
             "release failed: bin/release of pack gave no release data: its output: expected a mapping (key: value), found a list",
         ),
         ("echo 'a: ['", "release failed: bin/release of pack gave no release data: its output: "),
-        ("rm -f /out/release.yaml; ln -s /etc/passwd /out/release.yaml", "cannot read "),
+        ("rm -f /out/release.1; ln -s /etc/passwd /out/release.1", "cannot read "),
         ("head -c 3000000 /dev/zero", "cannot read "),
     ] {
         let world = World::new();
@@ -78,7 +85,10 @@ fn bad_input_is_refused_in_one_sentence() {
         (format!("{pack}\nuser: nosuchuser"), "there is no user \"nosuchuser\"".into()),
         (format!("{pack}#nosuch"), "has no revision \"nosuch\"".into()),
         ("buildpack_url: --help".into(), "bad repository URL \"--help\"".into()),
-        ("buildpack_urls: []".into(), "needs one of the keys buildpack_url and buildpack_urls".into()),
+        (
+            "buildpack_urls: []".into(),
+            "needs one of the keys buildpack_url, buildpack_urls and buildpacks".into(),
+        ),
     ] {
         let ended = world.build(&world.yaml(&app, &more)).expect(2);
         assert!(ended.error().contains(&expected), "{more}: {}", ended.error());
@@ -101,23 +111,49 @@ fn a_repository_that_is_not_there_is_no_bad_input() {
 }
 
 #[test]
-fn a_build_that_takes_too_long_is_stopped() {
-    let world = World::new();
-    let marker = marker();
-    let yaml = world.yaml_with(&format!("echo begun; sleep {marker}"));
-    let ended = ended(&mut world.vbuild(&["build", "--timeout", "5s"], &yaml)).expect(5);
-    assert_eq!(ended.error(), "the build took longer than 5s and was stopped");
-    assert_eq!(world.log(), "-----> Toy app detected\nbegun\n");
-    assert!(!sleeps(&marker));
-    world.assert_no_build();
-}
-
-#[test]
 fn failures_are_data_with_json() {
     let world = World::new();
-    let ended = ended(&mut world.vbuild(&["build", "--json", "-q"], &world.yaml_with("exit 1"))).expect(4);
+    let (app, pack) = (world.app(), world.pack("pack", "echo some words; exit 1"));
+    let no = world.git("no", &[("bin/detect", "#!/bin/sh\nexit 1\n")]);
+    let log = world.path("out/compile.log").display().to_string();
+    let check = |more: &str, expected: serde_json::Value| {
+        let yaml = world.yaml(&app, more);
+        let code = expected["exit_code"].as_i64().unwrap() as i32;
+        let ended = ended(&mut world.vbuild(&["build", "--json", "-q"], &yaml)).expect(code);
+        assert_eq!(ended.stdout.lines().count(), 1, "{}", ended.stdout);
+        let mut value: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+        assert_eq!(value["error"].as_str(), Some(ended.error()));
+        let has_hint = value["hint"].as_str().is_some_and(|hint| ended.stderr.contains(hint));
+        assert_eq!(has_hint, !value["hint"].is_null(), "{value}");
+        value["hint"] = has_hint.into();
+        assert_eq!(value, expected);
+        world.assert_no_build();
+    };
+    check(
+        &format!("buildpack_urls: [{}]", pack.display()),
+        json!({
+            "ok": false, "exit_code": 4, "step": "compile", "log": log, "hint": true,
+            "error": "compile failed: bin/compile of pack ended with exit code 1",
+            "last_lines": ["-----> Toy app detected", "some words"],
+        }),
+    );
+    check(
+        &format!("buildpack_urls: [{}]", no.display()),
+        json!({
+            "ok": false, "exit_code": 3, "step": "compile", "log": null, "hint": true,
+            "error": "no buildpack matched: tried no", "last_lines": [],
+        }),
+    );
+    check(
+        &format!("buildpack_url: {}\nversion: v9", pack.display()),
+        json!({
+            "ok": false, "exit_code": 2, "step": "checkout", "log": null, "hint": false,
+            "error": format!("{} has no revision \"v9\"", app.display()), "last_lines": [],
+        }),
+    );
+    let nosuch = world.path("nosuch.yaml");
+    let ended = ended(&mut world.vbuild(&["build", "--json"], &nosuch)).expect(2);
     let value: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
-    assert_eq!(value["ok"], false);
-    assert_eq!(value["exit_code"], 4);
-    assert_eq!(value["error"], "compile failed: bin/compile of pack ended with exit code 1");
+    assert!(value["error"].as_str().unwrap().starts_with(&format!("cannot read {}", nosuch.display())));
+    assert_eq!((&value["step"], &value["exit_code"]), (&serde_json::Value::Null, &2.into()));
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::Stdio;
 
-use crate::support::{Started, World, commit, ended};
+use crate::support::{Started, World, commit, ended, printed};
 
 #[test]
 fn a_result_fed_back_gives_the_same_build() {
@@ -108,6 +108,38 @@ fn quiet_says_nothing_and_json_says_all_in_one_line() {
     assert_eq!(value["ok"], true);
     assert_eq!(value["build"]["build_md5"], world.result()["build_md5"].as_str().unwrap());
     assert_eq!(value["build"]["version"], "v1");
+    let mut keys: Vec<&str> = value["build"].as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    assert_eq!(
+        keys,
+        [
+            "app_name",
+            "app_revision",
+            "build_md5",
+            "buildpack_url",
+            "buildpack_version",
+            "buildpacks",
+            "bytes",
+            "cache_bytes",
+            "entries",
+            "log",
+            "seconds",
+            "steps",
+            "tarball",
+            "version"
+        ]
+    );
+    let steps: Vec<&str> = value["build"]["steps"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|step| step["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(steps, ["wait", "checkout", "compile", "slugignore", "pack", "cache"]);
+    assert_eq!(value["build"]["entries"], 3);
+    for step in steps {
+        assert!(talk.stderr.contains(&format!(" s  {step}\n")), "{}", talk.stderr);
+    }
     assert!(world.path("elsewhere/deep/build.tar.gz").exists());
     assert!(talk.stderr.contains("vbuild: toy v1 is built: "), "{}", talk.stderr);
 }
@@ -115,8 +147,19 @@ fn quiet_says_nothing_and_json_says_all_in_one_line() {
 #[test]
 fn the_shell_has_what_a_build_has() {
     let world = World::new();
-    let yaml = world.yaml_with("echo compiled > $1/made");
-    let commands = "id -un; cat /build/*/Procfile; echo $BUILDPACK_DIRS; /builder.sh /build/* /cache/buildpack_cache; cat /build/*/made; exit 7\n";
+    let yaml = world.yaml_with("echo compiled | tee -a $1/made $2/kept; [ -z \"$STOP\" ]");
+    world.build(&yaml).expect(0);
+    let built = world.path("built");
+    fs::create_dir(&built).unwrap();
+    let reader = vr_common::archive::open_tarball(&world.out("build.tar.gz")).unwrap();
+    tar::Archive::new(reader).unpack(&built).unwrap();
+    let files = world.out("build.tar.gz").metadata().unwrap().len();
+
+    let list = "find . -printf '%y %m %P %l\\n' | sort; find . -type f -exec md5sum '{}' + | sort";
+    let commands = format!(
+        "id -un; echo $BUILDPACK_DIRS; pwd; /builder.sh /build/* /cache/buildpack_cache; cat /cache/*/kept
+         cd /build/*; {list}; STOP=x /builder.sh /build/* /cache/buildpack_cache; echo status $?; exit 7\n"
+    );
     let mut shell = world.vbuild(&["shell", "-q"], &yaml);
     shell.stdin(Stdio::piped());
     let mut shell = Started::new(&mut shell);
@@ -125,9 +168,17 @@ fn the_shell_has_what_a_build_has() {
     drop(stdin);
     let ended = shell.end().expect(7);
     let lines: Vec<&str> = ended.stdout.lines().collect();
-    assert_eq!(lines[..2], ["nobody", "web: ./run"]);
-    assert!(lines[2].starts_with("/pack-"), "{lines:?}");
-    assert_eq!(lines[3..], ["-----> Toy app detected", "compiled"]);
-    assert_eq!(fs::read_dir(world.path("out")).unwrap().count(), 0);
+    assert_eq!(lines[0], "nobody");
+    assert!(lines[1].starts_with("/pack-") && lines[2].starts_with("/build/app-"), "{lines:?}");
+    assert_eq!(lines[3..7], ["-----> Toy app detected", "compiled", "compiled", "compiled"]);
+    let there = printed(vr_common::process::command("sh").args(["-c", list]).current_dir(&built));
+    let (here, end) = lines[7..].split_at(there.lines().count());
+    assert_eq!(here, there.lines().collect::<Vec<_>>());
+    assert_eq!(end, ["-----> Toy app detected", "compiled", "status 4"]);
+
+    // Nothing of it is kept.
+    assert_eq!(world.out("build.tar.gz").metadata().unwrap().len(), files);
+    let [cache] = &world.caches()[..] else { panic!("one app has one cache") };
+    assert_eq!(fs::read_to_string(cache.join("kept")).unwrap(), "compiled\n");
     world.assert_clean();
 }

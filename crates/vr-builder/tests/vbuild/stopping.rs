@@ -3,9 +3,8 @@
 use std::net::TcpListener;
 
 use nix::sys::signal::Signal;
-use vr_common::process::command;
 
-use crate::support::{Started, World, marker, sleeps, until};
+use crate::support::{Started, World, marker, sleeps, through, until};
 
 #[test]
 fn a_signal_ends_a_build_in_order() {
@@ -67,13 +66,8 @@ fn a_build_can_be_told_not_to_outlive_its_starter() {
     let marker = marker();
     let yaml = world.yaml_with(&format!("echo begun; sleep {marker}"));
     let vbuild = world.vbuild(&["build", "--die-with-parent"], &yaml);
-    let mut starter = command("sh");
     // With something after it, so that the shell stays.
-    starter.args(["-c", "\"$@\"; true", "sh"]).arg(vbuild.get_program()).args(vbuild.get_args());
-    starter.current_dir(world.path("out"));
-    for (key, value) in vbuild.get_envs() {
-        starter.env(key, value.unwrap());
-    }
+    let mut starter = through(&["sh", "-c", "\"$@\"; true", "sh"], &vbuild);
     let mut starter = Started::new(&mut starter);
     starter.until_output("begun");
     until("the build sleeps", || sleeps(&marker));

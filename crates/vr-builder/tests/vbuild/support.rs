@@ -1,46 +1,16 @@
 //! A folder with repositories, buildpacks and vbuild's own files, apart from those of every other test.
 
 use std::fs::{self, Permissions};
-use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
 
 use vr_common::process::command;
-
-/// Long enough for anything that will happen at all.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub use vr_testing::{Answer, Ended, Meeting, Server, Started, ended, marker, names, sleeps, until};
 
 pub struct World {
     dir: tempfile::TempDir,
-}
-
-/// How a vbuild ended.
-#[derive(Debug)]
-pub struct Ended {
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
-}
-
-impl Ended {
-    /// Fails the test with everything that was said, unless the exit code is the expected one.
-    #[track_caller]
-    pub fn expect(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
-        self
-    }
-
-    /// The line that begins with `ERROR: `, without that.
-    #[track_caller]
-    pub fn error(&self) -> &str {
-        let lines: Vec<&str> = self.stderr.lines().filter_map(|line| line.strip_prefix("ERROR: ")).collect();
-        assert_eq!(lines.len(), 1, "{}", self.stderr);
-        lines[0]
-    }
 }
 
 impl World {
@@ -83,9 +53,7 @@ impl World {
     pub fn hg(&self, folder: &str, files: &[(&str, &str)]) -> PathBuf {
         let path = self.write(folder, files);
         for arguments in [&["init"][..], &["commit", "--addremove", "-m", "x"], &["tag", "v1"]] {
-            let mut hg = command("hg");
-            hg.current_dir(&path).env("HGPLAIN", "1").env("HGRCPATH", "/dev/null").env("HGUSER", "test");
-            run_quietly(hg.args(arguments));
+            hg(&path, arguments);
         }
         path
     }
@@ -125,16 +93,23 @@ impl World {
     }
 
     /// vbuild, which works in this world only.
-    pub fn vbuild(&self, arguments: &[&str], file: &Path) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         fs::create_dir_all(self.path("out")).unwrap();
         let mut vbuild = command(env!("CARGO_BIN_EXE_vbuild"));
         vbuild
             .args(arguments)
-            .arg(file)
             .current_dir(self.path("out"))
             .env("VR_ROOT", self.path("root"))
             .env("RAPTOR_HOME", self.path("builder"))
-            .env("SECRET_OF_THE_HOST", "do not tell");
+            .env("SECRET_OF_THE_HOST", "do not tell")
+            .env_remove("VBUILD_CACHE_MAX");
+        vbuild
+    }
+
+    /// The same with a file.
+    pub fn vbuild(&self, arguments: &[&str], file: &Path) -> Command {
+        let mut vbuild = self.command(arguments);
+        vbuild.arg(file);
         vbuild
     }
 
@@ -165,6 +140,19 @@ impl World {
         names
     }
 
+    /// The md5 sum of the tarball, which the result names too.
+    pub fn md5(&self) -> String {
+        let md5 = vr_common::fetch::md5_file(&self.out("build.tar.gz")).unwrap();
+        assert_eq!(self.result()["build_md5"].as_str(), Some(md5.as_str()));
+        md5
+    }
+
+    /// The saved caches, sorted by name.
+    pub fn caches(&self) -> Vec<PathBuf> {
+        let folder = self.path("builder/cache");
+        names(&folder).iter().filter(|name| !name.starts_with('.')).map(|name| folder.join(name)).collect()
+    }
+
     /// The folders of runs that are there.
     pub fn scratch(&self) -> Vec<PathBuf> {
         let folder = self.path("builder/scratch");
@@ -191,7 +179,8 @@ impl World {
     }
 }
 
-pub fn git(folder: &Path, arguments: &[&str]) {
+/// Runs git in a repository, and gives what it prints.
+pub fn git(folder: &Path, arguments: &[&str]) -> String {
     let mut git = command("git");
     git.current_dir(folder).env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1").args([
         "-c",
@@ -199,7 +188,7 @@ pub fn git(folder: &Path, arguments: &[&str]) {
         "-c",
         "user.email=test@example.com",
     ]);
-    run_quietly(git.args(arguments));
+    printed(git.args(arguments))
 }
 
 /// Commits everything in a repository and tags it.
@@ -209,133 +198,32 @@ pub fn commit(folder: &Path, tag: &str) {
     git(folder, &["tag", tag]);
 }
 
-fn run_quietly(command: &mut Command) {
+/// Runs hg in a repository, and gives what it prints.
+pub fn hg(folder: &Path, arguments: &[&str]) -> String {
+    let mut hg = command("hg");
+    hg.current_dir(folder).env("HGPLAIN", "1").env("HGRCPATH", "/dev/null").env("HGUSER", "test");
+    printed(hg.args(arguments))
+}
+
+/// The same command, started by another program.
+pub fn through(starter: &[&str], wanted: &Command) -> Command {
+    let mut through = command(starter[0]);
+    through.args(&starter[1..]).arg(wanted.get_program()).args(wanted.get_args());
+    if let Some(folder) = wanted.get_current_dir() {
+        through.current_dir(folder);
+    }
+    for (key, value) in wanted.get_envs() {
+        match value {
+            Some(value) => through.env(key, value),
+            None => through.env_remove(key),
+        };
+    }
+    through
+}
+
+/// Runs a program that has to succeed, and gives what it prints.
+pub fn printed(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-pub fn ended(command: &mut Command) -> Ended {
-    let output = command.output().unwrap();
-    Ended {
-        code: output.status.code(),
-        stdout: String::from_utf8(output.stdout).unwrap(),
-        stderr: String::from_utf8(output.stderr).unwrap(),
-    }
-}
-
-/// A vbuild that runs at the moment. It is killed when the test is over.
-pub struct Started(pub Child);
-
-impl Started {
-    pub fn new(command: &mut Command) -> Self {
-        Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
-    }
-
-    pub fn signal(&self, signal: nix::sys::signal::Signal) {
-        let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
-        nix::sys::signal::kill(pid, signal).unwrap();
-    }
-
-    /// Reads standard output until a line has the text in it.
-    #[track_caller]
-    pub fn until_output(&mut self, text: &str) {
-        until_line(self.0.stdout.as_mut().unwrap(), text);
-    }
-
-    /// Reads standard error until a line has the text in it, and gives the line.
-    #[track_caller]
-    pub fn until_said(&mut self, text: &str) -> String {
-        until_line(self.0.stderr.as_mut().unwrap(), text)
-    }
-
-    /// Waits for the end.
-    pub fn end(mut self) -> Ended {
-        let read = |stream: Option<&mut dyn std::io::Read>| {
-            let mut text = String::new();
-            if let Some(stream) = stream {
-                stream.read_to_string(&mut text).unwrap();
-            }
-            text
-        };
-        let stdout = read(self.0.stdout.as_mut().map(|s| s as _));
-        let stderr = read(self.0.stderr.as_mut().map(|s| s as _));
-        Ended { code: self.0.wait().unwrap().code(), stdout, stderr }
-    }
-}
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-#[track_caller]
-fn until_line(stream: &mut impl std::io::Read, text: &str) -> String {
-    // Byte by byte: what comes after the line is still wanted.
-    let mut reader = BufReader::with_capacity(1, stream);
-    let mut all = String::new();
-    loop {
-        let mut line = String::new();
-        assert!(reader.read_line(&mut line).unwrap() > 0, "no line with {text:?} in:\n{all}");
-        if line.contains(text) {
-            return line;
-        }
-        all += &line;
-    }
-}
-
-/// Waits for a condition.
-#[track_caller]
-pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// An argument for `sleep` that no other process of this machine has.
-pub fn marker() -> String {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    format!("4000.{}{:04}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
-}
-
-/// Whether a `sleep` with this argument runs anywhere.
-pub fn sleeps(marker: &str) -> bool {
-    let wanted = format!("sleep\0{marker}\0");
-    fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|entry| fs::read(entry.ok()?.path().join("cmdline")).ok())
-        .any(|line| line == wanted.as_bytes())
-}
-
-/// A place where a build can say that it has come to a point, and wait to be let on: `meet PORT` in bash.
-pub struct Meeting(TcpListener);
-
-impl Meeting {
-    pub fn new() -> Self {
-        Self(TcpListener::bind("127.0.0.1:0").unwrap())
-    }
-
-    /// What to write into a script.
-    pub fn script(&self) -> String {
-        let port = self.0.local_addr().unwrap().port();
-        format!("exec 9<>/dev/tcp/127.0.0.1/{port} && read -r word <&9")
-    }
-
-    /// Waits for somebody to come; dropping the result does not let them on as if nothing were wrong, writing a
-    /// line does.
-    #[track_caller]
-    pub fn wait(&self) -> std::net::TcpStream {
-        self.0.set_nonblocking(true).unwrap();
-        let mut found = None;
-        until("somebody comes to the meeting", || {
-            found = self.0.accept().ok();
-            found.is_some()
-        });
-        let stream = found.unwrap().0;
-        stream.set_nonblocking(false).unwrap();
-        stream
-    }
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }

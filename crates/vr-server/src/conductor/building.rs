@@ -17,6 +17,7 @@ use uuid::Uuid;
 use vr_common::build_data::BuildData;
 use vr_common::exit::chain;
 use vr_common::hash::build_hash;
+use vr_common::proc_data::Network;
 use vr_common::process::{command, sibling};
 use vr_common::vcs::RepoUrl;
 use vr_common::yaml;
@@ -151,6 +152,7 @@ impl Vbuild {
             version: build.tag.parse().map_err(|e| bad("tag", &e))?,
             buildpack_url: build.app_buildpack.clone(),
             buildpack_urls: Some(buildpacks),
+            buildpacks: None,
             buildpack_version: None,
             image_url: None,
             image_name: None,
@@ -158,6 +160,9 @@ impl Vbuild {
             build_md5: None,
             release_data: None,
             user: None,
+            stack: None,
+            env: None,
+            network: Network::Host,
             unknown: serde_yaml::Mapping::new(),
         })
     }

@@ -1,0 +1,250 @@
+//! How much vbuild keeps: caches that are dropped because nobody used them for the longest time, and those that
+//! people want to be dropped.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde::Serialize;
+use vr_common::archive::{bytes_in, remove_tree};
+use vr_common::build_data::BuildData;
+use vr_common::lock::LockError;
+use vr_common::paths::VrRoot;
+use vr_common::vcs::RepoUrl;
+use vr_runner::job::{Failed, Job, JobError, JobOptions, parse_size, size, try_lock};
+
+use crate::cache::{note_size, read_size};
+use crate::{BuildError, Folders};
+
+/// The environment variable that says how large all caches together may be.
+const CACHE_MAX: &str = "VBUILD_CACHE_MAX";
+/// How large they may be when it says nothing, in bytes.
+const USUAL_CACHE_MAX: u64 = 20 << 30;
+
+/// How large all caches together may be, in bytes; `None` when there is no end.
+pub(crate) fn cache_max() -> Result<Option<u64>, BuildError> {
+    match env::var_os(CACHE_MAX) {
+        None => Ok(Some(USUAL_CACHE_MAX)),
+        Some(text) if text.is_empty() => Ok(Some(USUAL_CACHE_MAX)),
+        Some(text) if text == "none" => Ok(None),
+        Some(text) => parse_size(&text.to_string_lossy()).map(Some).map_err(|reason| {
+            BuildError::BadCacheMax { variable: CACHE_MAX, reason: format!("{reason}, or none") }
+        }),
+    }
+}
+
+/// A saved cache.
+#[derive(Debug)]
+struct Entry {
+    folder: String,
+    bytes: u64,
+    used: SystemTime,
+}
+
+/// Drops the caches that nobody used for the longest time until the others have room, and gives whether the one of
+/// `own`, whose lock the caller has, was among them. Caches in use are left alone. `aside` is where they can be put until
+/// they are removed.
+pub(crate) fn make_room(
+    folders: &Folders,
+    most: Option<u64>,
+    own: &str,
+    aside: &Path,
+    job: &Job,
+) -> Result<bool, BuildError> {
+    let Some(most) = most else { return Ok(false) };
+    let mut entries = entries(folders)?;
+    let mut total: u64 = entries.iter().map(|entry| entry.bytes).sum();
+    // The build's own is the last one.
+    entries.sort_by_key(|entry| (entry.folder == own, entry.used));
+    for entry in entries {
+        if total <= most {
+            break;
+        }
+        let lock = match entry.folder == own {
+            true => None,
+            false => match try_lock(&folders.app_lock(&entry.folder)) {
+                Ok(lock) => Some(lock),
+                Err(JobError::Lock(LockError::Held(_))) => continue,
+                Err(error) => return Err(error.into()),
+            },
+        };
+        drop_cache(folders, &entry.folder, aside)?;
+        drop(lock);
+        remove_tree(aside).map_err(BuildError::io("remove", aside))?;
+        total = total.saturating_sub(entry.bytes);
+        job.say(&format!(
+            "dropped the cache of {} ({}): all caches together may have {}",
+            entry.folder,
+            size(entry.bytes),
+            size(most)
+        ));
+        if entry.folder == own {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// All caches, with what is noted of their sizes.
+fn entries(folders: &Folders) -> Result<Vec<Entry>, BuildError> {
+    let mut found = Vec::new();
+    for (folder, path) in visible_folders(&folders.caches())? {
+        let note = folders.cache_size(&folder);
+        let bytes = match read_size(&note) {
+            Some(bytes) => bytes,
+            None => note_size(&path, &note)?,
+        };
+        let changed = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).ok();
+        let used = changed(&folders.app_lock(&folder)).or_else(|| changed(&path));
+        found.push(Entry { folder, bytes, used: used.unwrap_or(SystemTime::UNIX_EPOCH) });
+    }
+    Ok(found)
+}
+
+/// The folders in a folder, which may be missing, but for hidden ones.
+fn visible_folders(parent: &Path) -> Result<Vec<(String, PathBuf)>, BuildError> {
+    let list = || {
+        let entries = match fs::read_dir(parent) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            if let Ok(name) = entry.file_name().into_string()
+                && !name.starts_with('.')
+                && entry.file_type()?.is_dir()
+            {
+                found.push((name, entry.path()));
+            }
+        }
+        found.sort();
+        Ok(found)
+    };
+    list().map_err(BuildError::io("read", parent))
+}
+
+/// Takes a cache away in one step; the caller has the app's lock.
+fn drop_cache(folders: &Folders, folder: &str, aside: &Path) -> Result<(), BuildError> {
+    let (cache, note) = (folders.cache(folder), folders.cache_size(folder));
+    match fs::remove_file(&note) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(BuildError::io("remove", note)(error));
+        }
+        _ => {}
+    }
+    fs::rename(&cache, aside).map_err(BuildError::io("move away", &cache))
+}
+
+/// What was removed, and what was not because a build uses it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Cleaned {
+    /// What was removed.
+    pub removed: Vec<Removed>,
+    /// The folders that are in use.
+    pub in_use: Vec<PathBuf>,
+}
+
+/// A folder that was removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Removed {
+    /// Its path.
+    pub path: PathBuf,
+    /// What it took on disk, in bytes.
+    pub bytes: u64,
+}
+
+/// Drops the caches of apps; with no app given, those of all apps. With `repositories` what was fetched of the apps' and
+/// the buildpacks' repositories goes too. For apps that are given it waits until no build uses them; otherwise what is
+/// in use is left alone.
+pub fn clean(
+    root: &VrRoot,
+    apps: &[BuildData],
+    repositories: bool,
+    options: &JobOptions,
+) -> Result<Cleaned, Failed<BuildError>> {
+    let mut job = Job::begin("vbuild", options).map_err(Failed::early)?;
+    let folders = Folders::of(root);
+    let cleaned = job.step("clean", "", |job| match apps {
+        [] => clean_all(&folders, repositories),
+        apps => clean_some(&folders, apps, repositories, job),
+    });
+    cleaned.map_err(|error| job.failed(error, None))
+}
+
+fn clean_some(
+    folders: &Folders,
+    apps: &[BuildData],
+    repositories: bool,
+    job: &Job,
+) -> Result<Cleaned, BuildError> {
+    let mut cleaned = Cleaned::default();
+    for data in apps {
+        let folder = RepoUrl::parse(&data.app_repo_url)?.folder();
+        let _lock = job.lock(&folders.app_lock(&folder))?;
+        remove_app(folders, &folder, repositories, &mut cleaned)?;
+        let (_, urls) = crate::choice::Choice::of(data)?;
+        for url in urls.iter().filter(|_| repositories) {
+            let folder = url.folder();
+            let _lock = job.lock(&folders.buildpack_lock(&folder))?;
+            remove(&folders.buildpack(&folder), &mut cleaned)?;
+        }
+    }
+    Ok(cleaned)
+}
+
+fn clean_all(folders: &Folders, repositories: bool) -> Result<Cleaned, BuildError> {
+    let mut cleaned = Cleaned::default();
+    let mut apps: Vec<String> =
+        visible_folders(&folders.caches())?.into_iter().map(|(folder, _)| folder).collect();
+    if repositories {
+        apps.extend(visible_folders(&folders.apps())?.into_iter().map(|(folder, _)| folder));
+        apps.sort();
+        apps.dedup();
+    }
+    for folder in apps {
+        match try_lock(&folders.app_lock(&folder)) {
+            Ok(_lock) => remove_app(folders, &folder, repositories, &mut cleaned)?,
+            Err(JobError::Lock(LockError::Held(_))) => cleaned.in_use.push(folders.cache(&folder)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if repositories {
+        for (folder, path) in visible_folders(&folders.buildpacks())? {
+            match try_lock(&folders.buildpack_lock(&folder)) {
+                Ok(_lock) => remove(&path, &mut cleaned)?,
+                Err(JobError::Lock(LockError::Held(_))) => cleaned.in_use.push(path),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(cleaned)
+}
+
+fn remove_app(
+    folders: &Folders,
+    folder: &str,
+    repositories: bool,
+    cleaned: &mut Cleaned,
+) -> Result<(), BuildError> {
+    let note = folders.cache_size(folder);
+    remove_tree(&note).map_err(BuildError::io("remove", &note))?;
+    let changes = folders.cache_changes(folder);
+    remove_tree(&changes).map_err(BuildError::io("remove", &changes))?;
+    remove(&folders.cache(folder), cleaned)?;
+    if repositories {
+        remove(&folders.app(folder), cleaned)?;
+    }
+    Ok(())
+}
+
+fn remove(path: &Path, cleaned: &mut Cleaned) -> Result<(), BuildError> {
+    if fs::symlink_metadata(path).is_err() {
+        return Ok(());
+    }
+    let bytes = bytes_in(path);
+    remove_tree(path).map_err(BuildError::io("remove", path))?;
+    cleaned.removed.push(Removed { path: path.to_owned(), bytes });
+    Ok(())
+}
