@@ -1,25 +1,20 @@
 //! Making an image from its beginning to its end.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use rustix::fs::Mode;
+use rustix::fs::{Mode, OFlags, openat};
 use serde::Serialize;
-use vr_common::archive::{PackOptions, pack};
-use vr_common::fetch::{FetchOptions, fetch};
+use vr_common::archive::{PackOptions, PackSummary, pack_open};
+use vr_common::fetch::{FetchOptions, fetch, without_credentials};
 use vr_common::image_data::ImageData;
 use vr_common::paths::VrRoot;
-use vr_common::yaml;
-use vr_runner::container::{ExitStatus, Program, run_in_the_foreground};
-use vr_runner::image::image_contents;
-use vr_runner::job::{
-    Ending, Interrupts, Log, Step, Steps, interruptible, move_file, remove_file, run_live, write_whole,
-};
+use vr_runner::container::{ContainerError, ExitStatus, overlay_view, run_in_the_foreground};
+use vr_runner::image::held_image;
+use vr_runner::job::{Failed, Job, JobError, JobOptions, Step};
 
 use crate::ImagerError;
-use crate::merge::merge;
+use crate::output::Output;
+use crate::script::Script;
 use crate::workspace::Workspace;
 
 /// The largest script, in bytes.
@@ -36,10 +31,10 @@ pub enum Format {
 }
 
 impl Format {
-    const ALL: [Self; 2] = [Self::Gzip, Self::Zstd];
+    pub(crate) const ALL: [Self; 2] = [Self::Gzip, Self::Zstd];
 
     /// The end of the tarball's name.
-    fn extension(self) -> &'static str {
+    pub(crate) fn extension(self) -> &'static str {
         match self {
             Self::Gzip => "tar.gz",
             Self::Zstd => "tar.zst",
@@ -54,14 +49,12 @@ pub struct ImageOptions {
     pub root: VrRoot,
     /// Where the tarball, the log and the new YAML file are put.
     pub output: PathBuf,
+    /// The file that the data came from, if they came from one. It stays even where the new YAML file will be.
+    pub source: Option<PathBuf>,
     /// How the tarball is compressed.
     pub format: Format,
-    /// How long the script may run.
-    pub timeout: Duration,
-    /// Says nothing but errors, and shows no output of the script.
-    pub quiet: bool,
-    /// Stops when the program that started this one ends.
-    pub die_with_parent: bool,
+    /// What every job can be told.
+    pub job: JobOptions,
 }
 
 /// An image that was made.
@@ -75,6 +68,8 @@ pub struct ImageSummary {
     pub image_md5: String,
     /// The tarball's size, in bytes.
     pub bytes: u64,
+    /// The size of all files in it, in bytes.
+    pub unpacked_bytes: u64,
     /// How many files, folders and links are in it.
     pub entries: u64,
     /// What was done, in order.
@@ -86,137 +81,119 @@ pub struct ImageSummary {
 /// Makes an image. The process must have a single thread, and be root; INT, TERM and HUP end the work in order.
 ///
 /// Whatever happens, nothing is left but the output files and the unpacked base; after a failure there is no tarball.
-pub fn build(data: &ImageData, options: &ImageOptions) -> Result<ImageSummary, ImagerError> {
-    let mut steps = Steps::new("vimage", options.quiet);
-    let interrupts = watch(options)?;
-    let folder = &options.output;
-    fs::create_dir_all(folder).map_err(ImagerError::io("make", folder))?;
-    let folder = folder.canonicalize().map_err(ImagerError::io("find", folder))?;
-    let file = |extension: &str| folder.join(format!("{}.{extension}", data.new_image_name));
-    // Those of an earlier run must not be taken for this one's.
-    for format in Format::ALL {
-        let old = file(format.extension());
-        remove_file(&old).map_err(ImagerError::io("remove", &old))?;
-    }
-    let mut log = Log::new(file("log")).map_err(ImagerError::io("remove", file("log")))?;
-    let tarball = file(options.format.extension());
-    let result = run(data, options, &interrupts, &mut log, &tarball, &file("yaml"), &mut steps);
-    if result.is_err()
-        && let Err(error) = remove_file(&tarball)
-    {
-        tracing::warn!(tarball = %tarball.display(), %error, "a tarball of an image that failed stays");
-    }
-    result
-}
-
-/// Takes hold of what all of the process has in common: signals and the umask.
-fn watch(options: &ImageOptions) -> Result<Interrupts, ImagerError> {
-    if !rustix::process::geteuid().is_root() {
-        return Err(ImagerError::NotRoot);
-    }
-    // What is unpacked and packed must not depend on who calls.
-    rustix::process::umask(Mode::from_raw_mode(0o022));
-    Interrupts::watch(options.die_with_parent).map_err(ImagerError::io("watch for signals in", "/proc/self"))
+pub fn build(data: &ImageData, options: &ImageOptions) -> Result<ImageSummary, Failed<ImagerError>> {
+    let mut job = Job::begin("vimage", &options.job).map_err(Failed::early)?;
+    let prepared = Output::prepare(data, options, &job);
+    let mut output = prepared.map_err(|error| job.failed(error.into(), None))?;
+    run(data, options, &mut output, &mut job).map_err(|error| {
+        output.take_back();
+        job.failed(error, Some(&output.log))
+    })
 }
 
 fn run(
     data: &ImageData,
     options: &ImageOptions,
-    interrupts: &Interrupts,
-    log: &mut Log,
-    tarball: &Path,
-    result_file: &Path,
-    steps: &mut Steps,
+    output: &mut Output,
+    job: &mut Job,
 ) -> Result<ImageSummary, ImagerError> {
-    let (base, workspace, program) = prepare(data, options, interrupts, steps)?;
-    steps.step("script", &format!("running {}", data.script_url), |_| {
-        let spec = workspace.container(data, &base, program);
-        let deadline = Instant::now().checked_add(options.timeout);
-        let path = log.path().to_owned();
-        log.ensure().map_err(ImagerError::io("write", path))?;
-        let ending = run_live(spec, log, !options.quiet, deadline, interrupts)?
-            .map_err(ImagerError::io("write", log.path()))?;
-        match ending {
-            Ending::Ended(status) if status.success() => Ok(()),
-            Ending::Ended(status) => Err(ImagerError::ScriptFailed { status, log: log.path().to_owned() }),
-            Ending::TimedOut => Err(ImagerError::Timeout { limit: options.timeout }),
-            Ending::Interrupted(interruption) => Err(interruption.into()),
+    let (workspace, script) = prepare(data, options, job)?;
+    let program = workspace.program(&script, data)?;
+    job.step("script", &format!("running {}", without_credentials(&data.script_url)), |job| {
+        let spec = workspace.container(data, program)?;
+        let path = output.log.path().to_owned();
+        output.log.ensure().map_err(JobError::io("write", path))?;
+        match job.run(spec, &mut output.log, "the script", workspace.folder()) {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(ImagerError::ScriptFailed { status }),
+            // A program for another machine, or one whose loader is missing, is found out by no one but the kernel.
+            Err(error @ JobError::Container(ContainerError::Setup { .. })) if script == Script::Program => {
+                Err(ImagerError::ProgramNotRun(error))
+            }
+            Err(error) => Err(error.into()),
         }
     })?;
-    workspace.remove_script()?;
-    let merged = workspace.path("merged");
-    steps.step("merge", "putting base and changes together", |_| {
-        merge(&base, &workspace.upper, &merged).map_err(ImagerError::io("merge into", &merged))
-    })?;
-    interrupts.check()?;
-    let packed = steps.step("pack", "packing", |_| {
-        // In the workspace: a pack that is stopped half-way goes with it.
-        let aside = workspace.path(&format!("packed.{}", options.format.extension()));
-        let packing = aside.clone();
-        let packed = stoppable(interrupts, move || {
-            pack(&merged, &packing, &PackOptions::image()).map_err(ImagerError::Pack)
-        })?;
-        move_file(&aside, tarball).map_err(ImagerError::io("write", tarball)).map(|()| packed)
-    })?;
-    let mut result = data.clone();
-    result.new_image_md5 = Some(packed.md5.clone());
-    write_whole(result_file, yaml::to_string(&result)?.as_bytes())
-        .map_err(ImagerError::io("write", result_file))?;
-    let (done, seconds) = steps.so_far();
+    workspace.tidy()?;
+    job.check()?;
+    let packed = job.step("pack", "packing", |job| pack(&workspace, options.format, output, job))?;
+    let result = ImageData { new_image_md5: Some(packed.md5.clone()), ..data.clone() };
+    output.write_result(&result)?;
+    let (steps, seconds) = job.so_far();
     Ok(ImageSummary {
         image_name: data.new_image_name.clone(),
-        tarball: tarball.to_owned(),
+        tarball: output.tarball.clone(),
         image_md5: packed.md5,
         bytes: packed.bytes,
+        unpacked_bytes: packed.unpacked_bytes,
         entries: packed.entries,
-        steps: done,
+        steps,
         seconds,
     })
 }
 
-/// Brings the base and the script into place; gives the base's folder and the program that runs the script.
+/// Brings the base and the script into place.
 fn prepare(
     data: &ImageData,
     options: &ImageOptions,
-    interrupts: &Interrupts,
-    steps: &mut Steps,
-) -> Result<(PathBuf, Workspace, Program), ImagerError> {
-    let base = steps.step("base", &format!("base image {}", data.base_image_name), |_| {
+    job: &mut Job,
+) -> Result<(Workspace, Script), ImagerError> {
+    let base = job.step("base", &format!("base image {}", data.base_image_name), |job| {
         let (root, data) = (options.root.clone(), data.clone());
-        let md5 = data.base_image_md5.clone();
-        stoppable(interrupts, move || {
-            Ok(image_contents(&root, &data.base_image_name, &data.base_image_url, md5.as_deref())?)
+        job.stoppable(move || -> Result<_, ImagerError> {
+            let md5 = data.base_image_md5.as_deref();
+            Ok(held_image(&root, &data.base_image_name, &data.base_image_url, md5)?)
         })
     })?;
-    let workspace = Workspace::create(&options.root)?;
-    let script = workspace.path("script");
-    {
-        let (url, script) = (data.script_url.clone(), script.clone());
+    let workspace = Workspace::create(&options.root, base)?;
+    let script = job.step("fetch", &format!("script {}", without_credentials(&data.script_url)), |job| {
+        let (url, fetched) = (data.script_url.clone(), workspace.path("script"));
         let limits = FetchOptions { max_bytes: LARGEST_SCRIPT, ..FetchOptions::default() };
-        stoppable(interrupts, move || fetch(&url, &script, &limits).map_err(ImagerError::Script))?;
-    }
-    let program = workspace.place_script(&script)?;
-    interrupts.check()?;
-    Ok((base, workspace, program))
+        let into = fetched.clone();
+        job.stoppable(move || fetch(&url, &into, &limits).map_err(ImagerError::Script))?;
+        workspace.place_script(&fetched, data)
+    })?;
+    job.check()?;
+    Ok((workspace, script))
 }
 
-/// Runs work that must be stoppable while it lasts.
-fn stoppable<T: Send + 'static>(
-    interrupts: &Interrupts,
-    work: impl FnOnce() -> Result<T, ImagerError> + Send + 'static,
-) -> Result<T, ImagerError> {
-    let started: io::Result<_> = interruptible(interrupts, work);
-    started.map_err(ImagerError::io("start a thread in", "/proc/self"))??
+/// Packs the base as the script changed it.
+fn pack(
+    workspace: &Workspace,
+    format: Format,
+    output: &Output,
+    job: &Job,
+) -> Result<PackSummary, ImagerError> {
+    // In the workspace: a pack that is stopped half-way goes with it.
+    let aside = workspace.path(&format!("packed.{}", format.extension()));
+    let (layers, packing) = (workspace.layers(), aside.clone());
+    let packed = job.stoppable(move || -> Result<_, ImagerError> {
+        let root = Path::new("/");
+        // The view itself cannot be read, only what is opened in it.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = openat(overlay_view(&layers)?, ".", flags, Mode::empty());
+        let opened = opened.map_err(|error| JobError::io("open", root)(error.into()))?;
+        Ok(pack_open(opened, root, &packing, &PackOptions::image()).map_err(JobError::Pack)?)
+    })?;
+    output.place_tarball(&aside)?;
+    Ok(packed)
 }
 
 /// Opens a shell in the container, with the script in its place, and gives how the shell ended. Nothing that is done
 /// in it is kept.
-pub fn shell(data: &ImageData, options: &ImageOptions) -> Result<ExitStatus, ImagerError> {
-    let mut steps = Steps::new("vimage", options.quiet);
-    let interrupts = watch(options)?;
-    let (base, workspace, _) = prepare(data, options, &interrupts, &mut steps)?;
-    let mut program = Program::new("/bin/bash", [] as [&str; 0]);
-    program.candidates.push("/bin/sh".into());
-    steps.say(&format!("the script is {}", workspace.script().display()));
-    Ok(run_in_the_foreground(workspace.container(data, &base, program))?)
+pub fn shell(data: &ImageData, options: &ImageOptions) -> Result<ExitStatus, Failed<ImagerError>> {
+    let mut job = Job::begin("vimage", &options.job).map_err(Failed::early)?;
+    let opened = open_shell(data, options, &mut job);
+    opened.map_err(|error| job.failed(error, None))
+}
+
+fn open_shell(data: &ImageData, options: &ImageOptions, job: &mut Job) -> Result<ExitStatus, ImagerError> {
+    let (workspace, script) = prepare(data, options, job)?;
+    let mut spec = workspace.container(data, workspace.shell(data)?)?;
+    spec.limits = job.limits();
+    let shown = workspace.script();
+    match script {
+        Script::ForShell => job.say(&format!("sh {} does what a build does", shown.display())),
+        Script::For(_) | Script::Program => job.say(&format!("{} does what a build does", shown.display())),
+    }
+    Ok(run_in_the_foreground(spec)?)
 }

@@ -1,16 +1,15 @@
 //! The command line of `vimage`.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use serde_json::json;
 use vr_common::image_data::ImageData;
+use vr_common::log;
 use vr_common::paths::VrRoot;
-use vr_common::{exit, log};
-use vr_runner::job::{Steps, size};
+use vr_common::proc_data::Network;
+use vr_runner::job::{Failed, JobArgs, Steps, report, size};
 
 use crate::{Format, ImageOptions, ImageSummary, ImagerError, build, shell};
 
@@ -61,12 +60,11 @@ struct Common {
     /// How long the script may run
     #[arg(long, value_name = "TIME", default_value = "2h", value_parser = humantime::parse_duration)]
     timeout: Duration,
-    /// Say nothing but errors
-    #[arg(short, long)]
-    quiet: bool,
-    /// Stop when the program that started this one ends
-    #[arg(long, hide = true)]
-    die_with_parent: bool,
+    /// The network that the script sees, instead of what the file says
+    #[arg(long, value_enum)]
+    network: Option<NetworkName>,
+    #[command(flatten)]
+    job: JobArgs,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -75,18 +73,35 @@ enum FormatName {
     Zst,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum NetworkName {
+    /// The host's
+    Host,
+    /// Nothing but a loopback interface of its own
+    None,
+}
+
 impl Common {
+    fn load(&self) -> Result<ImageData, Failed<ImagerError>> {
+        let mut data = ImageData::load(&self.file).map_err(Failed::early)?;
+        match self.network {
+            Some(NetworkName::Host) => data.network = Network::Host,
+            Some(NetworkName::None) => data.network = Network::None,
+            None => {}
+        }
+        Ok(data)
+    }
+
     fn options(&self, output: &Path, format: FormatName) -> ImageOptions {
         ImageOptions {
             root: VrRoot::from_env(),
             output: output.to_owned(),
+            source: Some(self.file.clone()),
             format: match format {
                 FormatName::Gz => Format::Gzip,
                 FormatName::Zst => Format::Zstd,
             },
-            timeout: self.timeout,
-            quiet: self.quiet,
-            die_with_parent: self.die_with_parent,
+            job: self.job.options(self.timeout),
         }
     }
 }
@@ -100,59 +115,37 @@ pub fn command() -> clap::Command {
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let (Command::Build { common, .. } | Command::Shell { common }) = &arguments.command;
-    log::init_tool(&log::tool_default(common.quiet, 0));
+    let quiet = common.job.quiet;
+    log::init_tool(&log::tool_default(quiet, 0));
     match &arguments.command {
         Command::Build { common, output, format, json } => {
             let options = common.options(output, *format);
-            let result = load(&common.file).and_then(|data| build(&data, &options));
-            if *json {
-                print_json(&result);
-            }
-            match result {
-                Ok(summary) => {
-                    if !common.quiet {
-                        summarise(&summary);
-                    }
-                    ExitCode::SUCCESS
+            let result = common.load().and_then(|data| build(&data, &options));
+            report("image", &result, *json, |summary| {
+                if !quiet {
+                    summarise(summary);
                 }
-                Err(error) => fail(&error),
-            }
+            })
         }
         Command::Shell { common } => {
             let options = common.options(Path::new("."), FormatName::Gz);
-            match load(&common.file).and_then(|data| shell(&data, &options)) {
+            match common.load().and_then(|data| shell(&data, &options)) {
                 Ok(status) => ExitCode::from(status.as_exit_code()),
-                Err(error) => fail(&error),
+                Err(failed) => report::<(), _>("image", &Err(failed), false, |()| {}),
             }
         }
     }
 }
 
-fn load(file: &Path) -> Result<ImageData, ImagerError> {
-    Ok(ImageData::load(file)?)
-}
-
-fn fail(error: &ImagerError) -> ExitCode {
-    exit::report(error, error.hint().as_deref(), error.exit_code())
-}
-
-fn print_json(result: &Result<ImageSummary, ImagerError>) {
-    let line = match result {
-        Ok(summary) => json!({ "ok": true, "image": summary }),
-        Err(error) => json!({ "ok": false, "exit_code": error.exit_code(), "error": exit::chain(error) }),
-    };
-    // Nobody may be reading any more, which changes nothing of the result.
-    let _ = writeln!(std::io::stdout(), "{line}");
-}
-
 fn summarise(summary: &ImageSummary) {
     Steps::table(&summary.steps, summary.seconds);
     eprintln!(
-        "vimage: {} is made: {} ({}, {} entries, md5 {})",
+        "vimage: {} is made: {} ({}, {} entries, {} unpacked, md5 {})",
         summary.image_name,
         summary.tarball.display(),
         size(summary.bytes),
         summary.entries,
+        size(summary.unpacked_bytes),
         summary.image_md5,
     );
 }

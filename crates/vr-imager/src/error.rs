@@ -1,98 +1,111 @@
 //! Why there is no new image.
 
-use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use thiserror::Error;
-use vr_common::archive::ArchiveError;
 use vr_common::exit;
 use vr_common::fetch::FetchError;
 use vr_common::yaml::YamlError;
 use vr_runner::container::{ContainerError, ExitStatus};
 use vr_runner::image::ImageError;
-use vr_runner::job::Interruption;
+use vr_runner::job::{Explained, JobError};
+
+/// Exit code of a script that failed.
+const SCRIPT_FAILED: u8 = 4;
 
 /// Why there is no new image.
 #[derive(Debug, Error)]
 pub enum ImagerError {
-    /// The caller is not root.
-    #[error("only root can make images: scripts run in containers")]
-    NotRoot,
-    /// `image.yaml` is wrong, or the new one cannot be written.
+    /// What every job can fail with.
     #[error(transparent)]
-    Yaml(#[from] YamlError),
-    /// The base cannot be brought into place.
-    #[error(transparent)]
-    Base(#[from] ImageError),
+    Job(#[from] JobError),
     /// The script cannot be fetched.
     #[error("script_url")]
     Script(#[source] FetchError),
+    /// There is nothing in the script.
+    #[error("script_url: {url} is empty")]
+    EmptyScript {
+        /// Where it is from, without credentials.
+        url: String,
+    },
+    /// The base has no program to run the script with.
+    #[error("the script is for {}, which the image {image} does not have", program.display())]
+    NoInterpreter {
+        /// The base.
+        image: String,
+        /// The program.
+        program: PathBuf,
+    },
+    /// The base has no shell.
+    #[error("the image {image} has neither /bin/bash nor /bin/sh")]
+    NoShell {
+        /// The base.
+        image: String,
+    },
+    /// The script is a program that cannot be run.
+    #[error("the script is a program that does not run here")]
+    ProgramNotRun(#[source] JobError),
     /// The script failed.
     #[error("the script ended with {status}")]
     ScriptFailed {
         /// How it ended.
         status: ExitStatus,
-        /// Its output.
-        log: PathBuf,
-    },
-    /// The script took too long.
-    #[error("the script took longer than {} and was stopped", humantime::format_duration(*limit))]
-    Timeout {
-        /// What it was allowed.
-        limit: Duration,
-    },
-    /// Somebody stopped it.
-    #[error("stopped by {0}")]
-    Interrupted(Interruption),
-    /// The container cannot be made.
-    #[error(transparent)]
-    Container(#[from] ContainerError),
-    /// The tarball cannot be made.
-    #[error("cannot make the tarball")]
-    Pack(#[source] ArchiveError),
-    /// A file or folder cannot be made, read or removed.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// What was tried, such as `write`.
-        action: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
     },
 }
 
-impl ImagerError {
-    /// For `map_err`: what was tried on which path.
-    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
-        let path = path.into();
-        move |source| Self::Io { action, path, source }
-    }
-
+impl Explained for ImagerError {
     /// What vimage exits with: 2 bad input, 4 the script failed, 5 a limit was hit, 1 anything else.
-    pub fn exit_code(&self) -> u8 {
+    fn exit_code(&self) -> u8 {
         match self {
-            Self::Yaml(_) => exit::BAD_INPUT,
-            Self::Base(error) if error.is_bad_input() => exit::BAD_INPUT,
-            Self::ScriptFailed { .. } => 4,
-            Self::Timeout { .. } => 5,
-            _ => exit::FAILED,
+            Self::Job(error) => error.exit_code(),
+            Self::ScriptFailed { .. } => SCRIPT_FAILED,
+            Self::Script(FetchError::BadSource { .. } | FetchError::TooLarge { .. })
+            | Self::EmptyScript { .. }
+            | Self::NoInterpreter { .. }
+            | Self::NoShell { .. }
+            | Self::ProgramNotRun(_) => exit::BAD_INPUT,
+            Self::Script(_) => exit::FAILED,
         }
     }
 
-    /// What may help, if anything is known to.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::ScriptFailed { log, .. } => Some(format!("the whole output is in {}", log.display())),
-            Self::Timeout { .. } => Some("--timeout allows more, such as --timeout 4h".to_owned()),
-            _ => None,
-        }
+    fn hint(&self) -> Option<String> {
+        let text = match self {
+            Self::Job(error) => return error.hint(),
+            Self::NoInterpreter { program, .. }
+                if program.as_os_str().as_encoded_bytes().ends_with(b"\r") =>
+            {
+                "the lines of the script end in CR LF, as on Windows, and the program's name in CR; they should end in LF"
+            }
+            Self::NoInterpreter { .. } => {
+                "the base has to have it before the script runs: install it in an image of its own, or write the script for /bin/sh"
+            }
+            Self::ProgramNotRun(_) => {
+                "it has to be for this kind of machine, and find its loader and libraries in the image"
+            }
+            Self::ScriptFailed { status: ExitStatus::Code(127) } => {
+                "exit code 127 is what shells say when there is no such program"
+            }
+            Self::ScriptFailed { .. } => "vimage shell shows the container as it was before the script ran",
+            _ => return None,
+        };
+        Some(text.to_owned())
     }
 }
 
-impl From<Interruption> for ImagerError {
-    fn from(interruption: Interruption) -> Self {
-        Self::Interrupted(interruption)
+impl From<YamlError> for ImagerError {
+    fn from(error: YamlError) -> Self {
+        Self::Job(error.into())
+    }
+}
+
+impl From<ImageError> for ImagerError {
+    fn from(error: ImageError) -> Self {
+        Self::Job(error.into())
+    }
+}
+
+impl From<ContainerError> for ImagerError {
+    fn from(error: ContainerError) -> Self {
+        Self::Job(error.into())
     }
 }

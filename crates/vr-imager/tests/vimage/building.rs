@@ -114,7 +114,7 @@ fn the_shell_has_what_the_script_has_and_keeps_nothing() {
     drop(stdin);
     let ended = shell.end().expect(5);
     assert_eq!(ended.stdout, "0\nhello\nprovisioned\n");
-    assert!(ended.stderr.contains("vimage: the script is /provision-"), "{}", ended.stderr);
+    assert!(ended.stderr.contains(" does what a build does\n"), "{}", ended.stderr);
     world.assert_left(&[]);
 }
 

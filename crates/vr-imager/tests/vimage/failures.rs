@@ -5,7 +5,7 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 
-use crate::support::{Started, World, ended, marker, names, sleeps, until};
+use crate::support::{Meeting, Started, World, ended, marker, names, sleeps, until};
 
 #[test]
 fn a_script_that_fails_leaves_its_log_only() {
@@ -15,7 +15,11 @@ fn a_script_that_fails_leaves_its_log_only() {
         world.build(&world.yaml("#!/bin/bash\necho some output\necho x > /changed\nexit 23\n", "")).expect(4);
     assert_eq!(ended.error(), "the script ended with exit code 23");
     let log = world.out("new_1.log").canonicalize().unwrap();
-    assert!(ended.stderr.contains(&format!("hint: the whole output is in {}\n", log.display())));
+    let shown = format!(
+        "  in the step script\n  its output is in {}, which ends with:\n  | some output\nhint: vimage shell ",
+        log.display()
+    );
+    assert!(ended.stderr.contains(&shown), "{}", ended.stderr);
     assert_eq!(world.log(), "some output\n");
     world.assert_left(&["new_1.log"]);
     assert!(!world.path("root/images/tiny_base/contents/changed").exists());
@@ -65,6 +69,17 @@ fn a_base_that_is_wrong_or_broken_is_named() {
     world.assert_left(&[]);
     assert!(!world.path("root/images/tiny_base/contents").exists());
 
+    // Nothing at all of a tarball, under a name that does not say what it is.
+    let text = world.path("tiny_base");
+    fs::write(&text, "not a tarball\n").unwrap();
+    let yaml = fs::read_to_string(world.path("image.yaml")).unwrap().replace("tiny_base.tar.gz", "tiny_base");
+    fs::write(world.path("image.yaml"), yaml).unwrap();
+    let ended = world.build(&world.path("image.yaml")).expect(1);
+    let expected = "tiny_base is not an archive this program knows: expected .tar, .tar.gz, ";
+    assert!(ended.error().starts_with("image tiny_base: "), "{}", ended.error());
+    assert!(ended.error().contains(expected), "{}", ended.error());
+    world.assert_left(&[]);
+
     fs::remove_file(&world.base).unwrap();
     let fresh = world.path("root2");
     let mut vimage = world.vimage(&["build"], &world.yaml(script, ""));
@@ -94,17 +109,35 @@ fn a_script_that_takes_too_long_is_stopped() {
 #[test]
 fn a_signal_ends_the_work_in_order() {
     let world = World::new();
-    let marker = marker();
-    let yaml = world
-        .yaml(&format!("#!/bin/bash\ntrap '' TERM\necho begun\nsleep {marker} & wait; sleep {marker}\n"), "");
-    let mut build = Started::new(&mut world.vimage(&["build"], &yaml));
-    build.until_output("begun");
-    until("the script sleeps", || sleeps(&marker));
-    build.signal(Signal::SIGTERM);
-    let ended = build.end().expect(1);
-    assert_eq!(ended.error(), "stopped by SIGTERM");
-    assert!(!sleeps(&marker));
-    world.assert_left(&["new_1.log"]);
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        let marker = marker();
+        let sleep = format!("trap '' TERM INT HUP\necho begun\nsleep {marker} & wait; sleep {marker}\n");
+        let yaml = world.yaml(&format!("#!/bin/bash\n{sleep}"), "");
+        let mut build = Started::new(&mut world.vimage(&["build"], &yaml));
+        build.until_output("begun");
+        until("the script sleeps", || sleeps(&marker));
+        build.signal(signal);
+        let ended = build.end().expect(1);
+        assert_eq!(ended.error(), format!("stopped by {signal}"));
+        assert!(!sleeps(&marker));
+        world.assert_left(&["new_1.log"]);
+    }
+}
+
+#[test]
+fn a_signal_ends_a_fetch_and_a_wait() {
+    let world = World::new();
+    let meeting = Meeting::new();
+    let build = Started::new(&mut world.vimage(&["build"], &world.yaml_of(&meeting.url("/never.sh"), "")));
+    let server = meeting.wait();
+    let mut waiting = Started::new(&mut world.vimage(&["build"], &world.path("image.yaml")));
+    waiting.until_said("waiting for process ");
+    for started in [waiting, build] {
+        started.signal(Signal::SIGINT);
+        assert_eq!(started.end().expect(1).error(), "stopped by SIGINT");
+    }
+    drop(server);
+    world.assert_left(&[]);
 }
 
 #[test]

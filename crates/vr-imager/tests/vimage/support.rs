@@ -2,18 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use vr_common::archive::{PackOptions, UnpackOptions, pack, unpack};
 use vr_common::process::command;
-
-/// Long enough for anything that will happen at all.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub use vr_testing::{Answer, Ended, Meeting, Server, Started, ended, marker, names, sleeps, until};
 
 pub struct World {
     dir: tempfile::TempDir,
@@ -21,39 +16,19 @@ pub struct World {
     pub base: PathBuf,
 }
 
-/// How a vimage ended.
-#[derive(Debug)]
-pub struct Ended {
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
-}
-
-impl Ended {
-    /// Fails the test with everything that was said, unless the exit code is the expected one.
-    #[track_caller]
-    pub fn expect(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
-        self
-    }
-
-    /// The line that begins with `ERROR: `, without that.
-    #[track_caller]
-    pub fn error(&self) -> &str {
-        let lines: Vec<&str> = self.stderr.lines().filter_map(|line| line.strip_prefix("ERROR: ")).collect();
-        assert_eq!(lines.len(), 1, "{}", self.stderr);
-        lines[0]
-    }
-}
-
 impl World {
     /// With the smallest base that scripts can run in: some of the host's programs with their libraries.
     pub fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// The same; `change` is done to the base's files before they are packed.
+    pub fn with(change: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("base");
         let programs = [
             "bash", "cat", "chmod", "chown", "env", "id", "ln", "ls", "mkdir", "mv", "rm", "rmdir", "sleep",
-            "touch",
+            "touch", "cp",
         ];
         for program in programs {
             let program = Path::new("/bin").join(program);
@@ -81,6 +56,7 @@ impl World {
         symlink("../run/systemd/resolve/stub-resolv.conf", root.join("etc/resolv.conf")).unwrap();
         chown(root.join("srv/owned"), Some(1234), Some(4321)).unwrap();
         fs::set_permissions(root.join("bin/id"), Permissions::from_mode(0o4755)).unwrap();
+        change(&root);
         let base = dir.path().join("tiny_base.tar.gz");
         pack(&root, &base, &PackOptions::image()).unwrap();
         fs::create_dir(dir.path().join("out")).unwrap();
@@ -136,6 +112,23 @@ impl World {
         fs::read_to_string(self.out("new_1.log")).unwrap()
     }
 
+    /// What is in the new image's tarball, as GNU tar sees it: mode, owner, and the name with a link's target.
+    pub fn listed(&self, tarball: &str) -> Vec<String> {
+        let mut tar = command("tar");
+        let output =
+            tar.args(["--list", "--verbose", "--numeric-owner", "--file"]).arg(self.out(tarball)).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let short = |line: &str| {
+            let mut words = line.split_whitespace();
+            // Between them are size, date and time.
+            let (mode, owner) = (words.next().unwrap(), words.next().unwrap());
+            let name = words.skip(3).collect::<Vec<_>>().join(" ");
+            format!("{mode} {owner} {name}")
+        };
+        String::from_utf8(output.stdout).unwrap().lines().map(short).collect()
+    }
+
     /// Unpacks the new image.
     pub fn unpacked(&self, tarball: &str) -> PathBuf {
         let into = self.path("unpacked");
@@ -149,14 +142,6 @@ impl World {
         assert_eq!(names(&self.path("out")), output);
         assert_eq!(names(&self.path("root/images/.scratch")), Vec::<String>::new());
     }
-}
-
-/// The names in a folder, sorted; none when it is not there.
-pub fn names(folder: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
 }
 
 /// Every path below a folder with what must not change: mode, owner, size and time.
@@ -181,81 +166,4 @@ fn copy_in(root: &Path, file: &Path) {
     fs::create_dir_all(to.parent().unwrap()).unwrap();
     fs::copy(file, &to).unwrap();
     fs::set_permissions(&to, Permissions::from_mode(0o755)).unwrap();
-}
-
-pub fn ended(command: &mut Command) -> Ended {
-    let output = command.output().unwrap();
-    Ended {
-        code: output.status.code(),
-        stdout: String::from_utf8(output.stdout).unwrap(),
-        stderr: String::from_utf8(output.stderr).unwrap(),
-    }
-}
-
-/// A vimage that runs at the moment. It is killed when the test is over.
-pub struct Started(pub Child);
-
-impl Started {
-    pub fn new(command: &mut Command) -> Self {
-        Self(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
-    }
-
-    pub fn signal(&self, signal: nix::sys::signal::Signal) {
-        let pid = nix::unistd::Pid::from_raw(self.0.id().cast_signed());
-        nix::sys::signal::kill(pid, signal).unwrap();
-    }
-
-    /// Reads standard output until a line is the text.
-    #[track_caller]
-    pub fn until_output(&mut self, text: &str) {
-        // Byte by byte: what comes after the line is still wanted.
-        let reader = BufReader::with_capacity(1, self.0.stdout.as_mut().unwrap());
-        assert!(reader.lines().any(|line| line.unwrap() == text), "no line {text:?}");
-    }
-
-    /// Waits for the end.
-    pub fn end(mut self) -> Ended {
-        let read = |stream: Option<&mut dyn std::io::Read>| {
-            let mut text = String::new();
-            if let Some(stream) = stream {
-                stream.read_to_string(&mut text).unwrap();
-            }
-            text
-        };
-        let stdout = read(self.0.stdout.as_mut().map(|s| s as _));
-        let stderr = read(self.0.stderr.as_mut().map(|s| s as _));
-        Ended { code: self.0.wait().unwrap().code(), stdout, stderr }
-    }
-}
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Waits for a condition.
-#[track_caller]
-pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// An argument for `sleep` that no other process of this machine has.
-pub fn marker() -> String {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    format!("5000.{}{:04}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
-}
-
-/// Whether a `sleep` with this argument runs anywhere.
-pub fn sleeps(marker: &str) -> bool {
-    let wanted = format!("sleep\0{marker}\0");
-    fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|entry| fs::read(entry.ok()?.path().join("cmdline")).ok())
-        .any(|line| line == wanted.as_bytes())
 }
