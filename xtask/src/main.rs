@@ -1,6 +1,7 @@
 //! The project's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench` and `cargo xtask dist`.
 
 mod bench;
+mod debian;
 mod demo;
 mod dist;
 mod steps;

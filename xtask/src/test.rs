@@ -7,10 +7,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use vr_common::process::command;
 
+use crate::debian;
 use crate::steps::{self, cargo, timed};
 
 /// What the tests run, and the Debian package that holds it.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("git", "git"),
     ("hg", "mercurial"),
     ("make", "make"),
@@ -19,6 +20,7 @@ const PROGRAMS: [(&str, &str); 8] = [
     ("redis-server", "redis-server"),
     ("supervisord", "supervisor"),
     ("lxc-start", "lxc"),
+    ("debootstrap", "debootstrap"),
 ];
 
 /// What the tests read without running it, and the Debian package that holds it.
@@ -29,6 +31,10 @@ const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// Formatting, lints, and all tests that the user may run.
 fn check(root: bool) -> Result<()> {
+    if root {
+        // First, because it needs the network: without one, this should be known before the long rest.
+        debian::prepare()?;
+    }
     steps::run(cargo().args(["fmt", "--all", "--check"]))?;
     steps::run(cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))?;
     // The whole-system tests start these; cargo builds only the binaries of the package under test.

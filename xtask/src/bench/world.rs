@@ -4,14 +4,17 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use vr_common::lock::FileLock;
 use vr_common::process::command;
 
-use super::private_mounts::check_path;
+use super::programs::{checked, clocked};
+use super::tar::Tarball;
 
-/// What the image can run. With bash, as nearly every image has one.
-const PROGRAMS: [&str; 4] = ["bash", "sh", "sleep", "true"];
+/// How the names of worlds begin.
+const PREFIX: &str = "world-";
 /// The folders of every distribution.
 const FOLDERS: [&str; 12] = [
     "app",
@@ -46,39 +49,56 @@ echo "$user $capabilities $privileges $filter $users $mounts"
 /// A `VR_ROOT` with an image and a small build, removed when dropped.
 #[derive(Debug)]
 pub struct World {
-    folder: tempfile::TempDir,
+    folder: PathBuf,
+    /// Of the folder that all worlds are in: two benchmarks at a time would measure each other.
+    _lock: FileLock,
     /// The vrun to measure.
-    pub vrun: PathBuf,
+    vrun: PathBuf,
+    image: Tarball,
+    build: Tarball,
 }
 
 impl World {
-    /// Makes it in a new folder below the given one.
-    pub fn make(below: &Path, vrun: PathBuf) -> Result<Self> {
-        check_path(below)?;
+    /// Makes it in a new folder below the given one. Its image has these programs of this machine.
+    pub fn make(below: &Path, programs: &[&str], vrun: PathBuf) -> Result<Self> {
+        let lock = FileLock::existing(below)?;
         let folder = tempfile::Builder::new()
-            .prefix("world-")
+            .prefix(PREFIX)
             .tempdir_in(below)
-            .with_context(|| format!("cannot make a folder in {}", below.display()))?;
+            .with_context(|| format!("cannot make a folder in {}", below.display()))?
+            .keep();
+        let tarball = |name: &str| Tarball { path: folder.join(name), md5: None };
+        let (image, build) = (tarball("image.tar"), tarball("build.tar.gz"));
+        let world = Self { folder, _lock: lock, vrun, image, build };
         // Others than root have to get to what belongs to them.
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
-        let world = Self { folder, vrun };
-        make_image(&world.image())?;
-        tar(&world.image(), &world.path().join("image.tar"))?;
+        fs::set_permissions(world.path(), fs::Permissions::from_mode(0o755))?;
+        make_image(&world.image_folder(), programs)?;
+        Tarball::pack(&[&world.image_folder()], world.image.path.clone())?;
         let app = world.path().join("app");
         fs::create_dir(&app)?;
         fs::write(app.join("readme"), "An app of one file.\n")?;
-        tar(&app, &world.path().join("build.tar.gz"))?;
+        Tarball::pack(&[&app], world.build.path.clone())?;
         Ok(world)
     }
 
     /// The folder that holds everything.
     pub fn path(&self) -> &Path {
-        self.folder.path()
+        &self.folder
     }
 
     /// The unpacked image, for those who do not unpack it themselves.
-    pub fn image(&self) -> PathBuf {
+    pub fn image_folder(&self) -> PathBuf {
         self.path().join("image")
+    }
+
+    /// The image.
+    pub fn image(&self) -> &Tarball {
+        &self.image
+    }
+
+    /// A build of one file.
+    pub fn build(&self) -> &Tarball {
+        &self.build
     }
 
     /// The `VR_ROOT`.
@@ -86,22 +106,27 @@ impl World {
         self.path().join("apps")
     }
 
-    /// Writes the `proc.yaml` of a proc in the image: one of its own for each port.
-    pub fn proc_file(&self, port: u16, command: &str, build: &Path, md5: Option<&str>) -> Result<PathBuf> {
-        let (file, folder) = (self.path().join(format!("proc-{port}.yaml")), self.path().display());
-        let md5 = md5.map(|md5| format!("build_md5: {md5}\n")).unwrap_or_default();
-        let text = format!(
+    /// Writes the `proc.yaml` of a proc: one of its own for each port. The image is called as its tarball is.
+    pub fn proc_file(&self, port: u16, command: &str, build: &Tarball, image: &Tarball) -> Result<PathBuf> {
+        let file = self.path().join(format!("proc-{port}.yaml"));
+        let mut text = format!(
             "app_name: bench\nversion: v1\nconfig_name: prod\nrelease_hash: abcd1234\nproc_name: web\nport: {port}\n\
-             user: nobody\ncmd: {command}\nbuild_url: {}\n{md5}image_url: {folder}/image.tar\nimage_name: bench\n",
-            build.display()
+             user: nobody\ncmd: {command}\nimage_name: {}\n",
+            image.name()
         );
+        for (key, Tarball { path, md5 }) in [("build", build), ("image", image)] {
+            text.push_str(&format!("{key}_url: {}\n", path.display()));
+            if let Some(md5) = md5 {
+                text.push_str(&format!("{key}_md5: {md5}\n"));
+            }
+        }
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
         Ok(file)
     }
 
     /// A proc of the small build, set up.
     pub fn small_proc(&self, port: u16, command: &str) -> Result<PathBuf> {
-        let file = self.proc_file(port, command, &self.path().join("build.tar.gz"), None)?;
+        let file = self.proc_file(port, command, &self.build, &self.image)?;
         checked(&mut self.vrun("setup", &file))?;
         Ok(file)
     }
@@ -112,42 +137,48 @@ impl World {
         vrun.env("VR_ROOT", self.root()).arg(verb).arg(file);
         vrun
     }
+
+    /// How long `vrun setup` takes.
+    pub fn set_up(&self, file: &Path) -> Result<Duration> {
+        Ok(clocked(&mut self.vrun("setup", file))?.0)
+    }
+
+    /// Takes a folder out of the way, if it is there. Removed right away, it would slow down whatever is measured next: ext4
+    /// looks at every place of a file that was removed in the last minutes before it makes a new file.
+    pub fn set_aside(&self, path: &Path) -> Result<()> {
+        if !path.exists() {
+            return Ok(());
+        }
+        let aside = tempfile::Builder::new().prefix("aside-").tempdir_in(self.path())?.keep();
+        fs::rename(path, aside.join("folder")).with_context(|| format!("cannot move {}", path.display()))
+    }
 }
 
 impl Drop for World {
     fn drop(&mut self) {
-        // Files of other users and odd modes are among them.
-        if let Err(error) = vr_common::archive::remove_tree(self.folder.path()) {
-            eprintln!("cannot remove {}: {error}", self.folder.path().display());
+        let Some(below) = self.folder.parent() else { return };
+        // Also what a run that was killed has left: nobody else is using this folder. Not before it was measured, see
+        // `set_aside`.
+        for entry in fs::read_dir(below).into_iter().flatten().flatten() {
+            if !entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
+                continue;
+            }
+            // Files of other users and odd modes are among them.
+            if let Err(error) = vr_common::archive::remove_tree(&entry.path()) {
+                eprintln!("cannot remove {}: {error}", entry.path().display());
+            }
         }
     }
 }
 
-/// Runs a program to its end and gives its output; what it says is in the error when it fails.
-pub fn checked(program: &mut Command) -> Result<String> {
-    let name = program.get_program().to_string_lossy().into_owned();
-    let output = program.output().with_context(|| format!("cannot start {name}"))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("{name} ended with {}: {}", output.status, said.trim().lines().last().unwrap_or_default());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-/// Packs a folder's content.
-pub fn tar(from: &Path, to: &Path) -> Result<()> {
-    checked(command("tar").arg("-C").arg(from).arg("-caf").arg(to).arg("."))?;
-    Ok(())
-}
-
-fn make_image(image: &Path) -> Result<()> {
+fn make_image(image: &Path, programs: &[&str]) -> Result<()> {
     for folder in FOLDERS {
         fs::create_dir_all(image.join(folder))?;
     }
     for name in ["bin", "lib", "lib64"] {
         symlink(format!("usr/{name}"), image.join(name))?;
     }
-    for program in PROGRAMS {
+    for program in programs {
         let path = Path::new("/usr/bin").join(program);
         copy(&path, image)?;
         let listing = command("ldd").arg(&path).stdout(Stdio::piped()).output().context("cannot run ldd")?;

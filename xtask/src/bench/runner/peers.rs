@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use vr_common::process::command;
 
-use super::private_mounts::Overlay;
-use super::world::World;
+use super::overlay::Overlay;
+use crate::bench::world::World;
 
 /// The user `nobody` of the image.
 const NOBODY: u32 = 65534;
@@ -55,12 +55,6 @@ pub struct Peer {
     pub unified_cgroups: bool,
     /// What the table has to say besides what the probe finds.
     pub remark: &'static str,
-}
-
-/// Whether a program is installed.
-pub fn is_installed(program: &str) -> bool {
-    std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
 }
 
 /// Bare namespaces without a root, mounts or another user: less than this, no container can cost.
@@ -121,7 +115,7 @@ pub fn vrun(world: &World) -> Result<Peer> {
 pub fn crun(world: &World) -> Result<Vec<Peer>> {
     let whole = oci(world, "crun", "crun", Root::Timed)?;
     let ready = oci(world, "crun-ready", "crun", Root::Ready)?;
-    let own_groups = !super::private_mounts::cgroups_are_unified();
+    let own_groups = !super::overlay::cgroups_are_unified();
     let ready = Peer { remark: "no control groups; the overlay is there before the clock runs", ..ready };
     Ok([(whole, "crun run"), (ready, "crun run, root mounted before")]
         .map(|(peer, name)| Peer { name: name.into(), unified_cgroups: own_groups, ..peer })
@@ -136,7 +130,7 @@ pub fn runc(world: &World) -> Result<Vec<Peer>> {
 /// A runtime of the Open Container Initiative, with bundles for both programs.
 fn oci(world: &World, folder: &str, program: &str, root: fn(Overlay) -> Root) -> Result<Peer> {
     let folder = world.path().join(folder);
-    let overlay = Overlay::make(&folder, &world.image())?;
+    let overlay = Overlay::make(&folder, &world.image_folder())?;
     let bundle = |name: &str, arguments: &[&str]| -> Result<Command> {
         let bundle = folder.join(name);
         fs::create_dir_all(&bundle)?;
@@ -217,7 +211,7 @@ pub fn lxc(world: &World) -> Result<Vec<Peer>> {
          lxc.console.path = none\nlxc.init.uid = {NOBODY}\nlxc.init.gid = {NOBODY}\nlxc.init.cwd = /app\n\
          lxc.no_new_privs = 1\nlxc.cap.keep = none\nlxc.environment = PATH={PATH}\n\
          lxc.mount.entry = tmpfs dev/shm tmpfs nosuid,nodev,noexec,size=64m,mode=1777,create=dir 0 0\n",
-        world.image().display(),
+        world.image_folder().display(),
         upper.display()
     );
     for file in NETWORK_FILES {
@@ -252,7 +246,7 @@ pub fn lxc(world: &World) -> Result<Vec<Peer>> {
 
 /// bubblewrap.
 pub fn bwrap(world: &World) -> Result<Vec<Peer>> {
-    let overlay = Overlay::make(&world.path().join("bwrap"), &world.image())?;
+    let overlay = Overlay::make(&world.path().join("bwrap"), &world.image_folder())?;
     let run = |arguments: &[&str]| {
         let mut run = command("bwrap");
         run.arg("--bind").arg(&overlay.place).arg("/");

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::world::World;
+use crate::bench::world::World;
 
 /// Procs looked at, one after the other.
 const STARTS: usize = 5;

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::overlay::unify_cgroups;
 use super::peers::{self, Peer, Root};
-use super::private_mounts::unify_cgroups;
-use super::stats::Samples;
-use super::world::{World, checked};
+use crate::bench::programs::{checked, is_installed};
+use crate::bench::stats::Samples;
+use crate::bench::world::World;
 
 /// Starts of each before the clock counts.
 const WARM_UPS: usize = 3;
@@ -55,7 +56,7 @@ pub fn measure(world: &World, rounds: u32) -> Result<Starts> {
     let mut left_out = Vec::new();
     let mut peers = vec![peers::vrun(world)?, peers::unshare()];
     for (program, make) in OTHERS {
-        if peers::is_installed(program) {
+        if is_installed(program) {
             peers.extend(make(world)?);
         } else {
             left_out.push(format!("{program} (not installed)"));

@@ -1,22 +1,13 @@
-//! The numbers as Markdown, with the marks to reach, the machine and the date; and their place in the docs.
+//! The numbers as Markdown, with the marks to reach, the machine and the date.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::io;
-use std::path::Path;
 use std::time::Duration;
-
-use anyhow::{Context, Result, bail};
-use vr_common::process::command;
 
 use super::builds::Builds;
 use super::memory::{Memory, Waiting};
-use super::peers::is_installed;
 use super::starts::Starts;
-use super::world::World;
-
-const BEGIN: &str = "<!-- written by `cargo xtask bench runner --write`: begin -->";
-const END: &str = "<!-- written by `cargo xtask bench runner --write`: end -->";
+use crate::bench::machine::Machine;
+use crate::bench::markdown::{MARKS, mark, mb, ms, ratio};
 
 /// The marks: times of bare unshare, the time of a tenth setup, bytes beside an app.
 const UNSHARE_FACTOR: f64 = 3.0;
@@ -36,76 +27,12 @@ pub struct Report {
     pub memory: Waiting,
 }
 
-/// What the numbers depend on.
-#[derive(Debug)]
-pub struct Machine {
-    date: String,
-    kernel: String,
-    processor: String,
-    file_system: String,
-    versions: Vec<String>,
-    load: [String; 2],
-}
-
-impl Machine {
-    /// At the beginning.
-    pub fn look(world: &World) -> Result<Self> {
-        let read = |path: &str| fs::read_to_string(path).with_context(|| format!("cannot read {path}"));
-        let cpuinfo = read("/proc/cpuinfo")?;
-        let of_cpu =
-            |key: &str| cpuinfo.lines().find(|line| line.starts_with(key)).and_then(|l| l.split_once(':'));
-        let model = of_cpu("model name").map_or("unknown", |(_, name)| name.trim());
-        let is_virtual =
-            of_cpu("flags").is_some_and(|(_, flags)| flags.split(' ').any(|flag| flag == "hypervisor"));
-        let cores = std::thread::available_parallelism()?;
-        let kind = if is_virtual { "a virtual machine" } else { "no virtual machine" };
-        let mut versions = vec![first_line(&world.vrun, "--version")];
-        for program in
-            ["crun", "runc", "lxc-start", "bwrap", "unshare", "tar"].into_iter().filter(|p| is_installed(p))
-        {
-            let version = first_line(Path::new(program), "--version");
-            versions.push(if version.starts_with(|c: char| c.is_ascii_digit()) {
-                format!("{program} {version}")
-            } else {
-                version
-            });
-        }
-        let mut file_system = command("stat");
-        let file_system = file_system.args(["--file-system", "--format=%T"]).arg(world.path()).output()?;
-        Ok(Self {
-            date: jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string(),
-            kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
-            processor: format!("{model}, {cores} processors, {kind}"),
-            file_system: String::from_utf8_lossy(&file_system.stdout).trim().to_owned(),
-            versions,
-            load: [load()?, String::new()],
-        })
-    }
-
-    /// At the end.
-    pub fn look_again(&mut self) -> Result<()> {
-        self.load[1] = load()?;
-        Ok(())
-    }
-}
-
-fn load() -> Result<String> {
-    let text = fs::read_to_string("/proc/loadavg").context("cannot read /proc/loadavg")?;
-    Ok(text.split(' ').next().unwrap_or_default().to_owned())
-}
-
-fn first_line(program: &Path, argument: &str) -> String {
-    let output = command(program).arg(argument).output();
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    text.lines().next().unwrap_or("unknown").trim().to_owned()
-}
-
 impl Report {
     /// The whole table.
     pub fn markdown(&self) -> String {
         let mut text = String::new();
         // Writing to a string cannot fail.
-        let _ = self.write_machine(&mut text);
+        let _ = self.machine.write(&mut text);
         let _ = self.write_marks(&mut text);
         let _ = self.write_starts(&mut text);
         let _ = self.write_builds(&mut text);
@@ -113,18 +40,8 @@ impl Report {
         text
     }
 
-    fn write_machine(&self, to: &mut String) -> std::fmt::Result {
-        let Machine { date, kernel, processor, file_system, versions, load } = &self.machine;
-        writeln!(
-            to,
-            "{date}; Linux {kernel}; {processor}; {file_system}. Load {} at the beginning, {} at the end.",
-            load[0], load[1]
-        )?;
-        writeln!(to, "{}.\n", versions.join("; "))
-    }
-
     fn write_marks(&self, to: &mut String) -> std::fmt::Result {
-        writeln!(to, "| mark | measured | |\n| --- | --- | --- |")?;
+        writeln!(to, "{MARKS}")?;
         let median = |name: &str| self.starts.row(name).map(|row| row.samples.median());
         if let (Some(vrun), Some(unshare)) = (median("**vrun run**"), median("unshare")) {
             for (peer, words) in [
@@ -219,56 +136,5 @@ impl Report {
             writeln!(to, "| {name} | {} | {} | {} | {} |", mb(peak), mb(resident), mb(share), mb(anonymous))?;
         }
         Ok(())
-    }
-}
-
-fn mark(to: &mut String, words: &str, measured: &str, reached: bool) -> std::fmt::Result {
-    writeln!(to, "| {words} | {measured} | {} |", if reached { "✓" } else { "✗" })
-}
-
-fn ratio(duration: Duration, to: Duration) -> f64 {
-    duration.as_secs_f64() / to.as_secs_f64()
-}
-
-fn ms(duration: Duration) -> String {
-    let ms = duration.as_secs_f64() * 1000.0;
-    if ms < 100.0 { format!("{ms:.2} ms") } else { format!("{ms:.0} ms") }
-}
-
-fn mb(bytes: u64) -> String {
-    format!("{:.2} MB", bytes as f64 / 1e6)
-}
-
-/// Replaces what stands between the two marks of the page.
-pub fn write(page: &Path, report: &str) -> Result<()> {
-    let text = match fs::read_to_string(page) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => format!("# Benchmarks\n\n{BEGIN}\n{END}\n"),
-        read => read.with_context(|| format!("cannot read {}", page.display()))?,
-    };
-    let Some(text) = replaced(&text, report) else {
-        bail!("{} lacks the lines {BEGIN} and {END}", page.display());
-    };
-    fs::write(page, text).with_context(|| format!("cannot write {}", page.display()))?;
-    println!("Written to {}", page.display());
-    Ok(())
-}
-
-fn replaced(page: &str, report: &str) -> Option<String> {
-    let (before, rest) = page.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}\n\n{}\n\n{END}{after}", report.trim()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_is_between_the_marks_is_replaced() {
-        let page = format!("# Top\n\n{BEGIN}\n\nold\n\n{END}\n\n## Below\n");
-        let new = replaced(&page, "\nnew\n").unwrap();
-        assert_eq!(new, format!("# Top\n\n{BEGIN}\n\nnew\n\n{END}\n\n## Below\n"));
-        assert_eq!(replaced(&new, "new").unwrap(), new);
-        assert!(replaced("# Top\n", "new").is_none());
     }
 }

@@ -1,19 +1,11 @@
-//! Mounts that nobody but the benchmark and its children sees, and that are gone with it.
+//! Mounts that the peers need, and that do not outlive the benchmark.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
 
 const CGROUPS: &str = "/sys/fs/cgroup";
-
-/// From here on, what this process mounts is its own.
-pub fn enter() -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS).context("cannot get a mount namespace")?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>)
-        .context("cannot make the mounts private")
-}
 
 /// An overlay that is mounted while this lives.
 #[derive(Debug)]
