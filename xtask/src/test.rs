@@ -11,16 +11,18 @@ use crate::debian;
 use crate::steps::{self, cargo, timed};
 
 /// What the tests run, and the Debian package that holds it.
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 11] = [
     ("git", "git"),
     ("hg", "mercurial"),
     ("make", "make"),
     ("perl", "perl-base"),
     ("bash", "bash"),
+    ("python3", "python3"),
     ("redis-server", "redis-server"),
     ("supervisord", "supervisor"),
     ("lxc-start", "lxc"),
     ("debootstrap", "debootstrap"),
+    ("sshd", "openssh-server"),
 ];
 
 /// What the tests read without running it, and the Debian package that holds it.

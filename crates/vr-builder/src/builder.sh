@@ -38,7 +38,10 @@ vr_left=${BUILDPACK_DIRS:-}:
 # Some buildpacks have variables of these names.
 unset BUILDPACK_CHAIN BUILDPACK_DIR BUILDPACK_DIRS
 
-(cd "$vr_out" && rm -f used refused said status export done detect detect.err release.*)
+# What an earlier run of it has left, in a shell.
+if [ -e "$vr_out/used" ] || [ -e "$vr_out/said" ]; then
+    (cd "$vr_out" && rm -f used refused said status export done detect detect.err release.*)
+fi
 
 # vr_fail STATUS EXIT_CODE
 vr_fail() {

@@ -79,6 +79,7 @@ impl Cache {
         };
         cache.finish_what_was_begun();
         let inner = cache.saved.join(NAME);
+        cache.adopt(&inner).map_err(BuildError::io("take over the cache", &cache.saved))?;
         if fs::symlink_metadata(&inner).is_ok_and(|found| !found.is_dir()) {
             // The last build put something else in its place.
             remove_tree(&inner).map_err(BuildError::io("remove", &inner))?;
@@ -191,6 +192,19 @@ impl Cache {
             tracing::warn!(cache = %self.saved.display(), %error, "the cache is broken, beginning with an empty one");
             self.forget();
         }
+    }
+
+    /// A cache that the Python suite saved has no folder inside; it becomes that folder.
+    fn adopt(&self, inner: &Path) -> io::Result<()> {
+        let is_ours = !self.saved.is_dir()
+            || fs::symlink_metadata(inner).is_ok()
+            || fs::symlink_metadata(&self.size_note).is_ok();
+        if is_ours {
+            return Ok(());
+        }
+        fs::rename(&self.saved, &self.aside)?;
+        fs::create_dir(&self.saved)?;
+        fs::rename(&self.aside, inner)
     }
 
     /// Takes everything away.

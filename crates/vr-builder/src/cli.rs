@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use vr_common::build_data::BuildData;
 use vr_common::log;
 use vr_common::paths::VrRoot;
-use vr_common::proc_data::Network;
 use vr_runner::job::{Failed, JobArgs, JobOptions, Steps, report, size};
 
 use crate::{BuildError, BuildOptions, BuildSummary, Cleaned, build, clean, shell};
@@ -81,19 +80,8 @@ struct Common {
     /// Start with an empty cache
     #[arg(long)]
     no_cache: bool,
-    /// The network that the build sees, whatever the file says
-    #[arg(long, value_enum)]
-    network: Option<NetworkName>,
     #[command(flatten)]
     job: JobArgs,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum NetworkName {
-    /// The host's
-    Host,
-    /// Nothing but a loopback interface of its own
-    None,
 }
 
 impl Common {
@@ -108,11 +96,7 @@ impl Common {
 
     fn load(&self) -> Result<BuildData, Failed<BuildError>> {
         let mut data = load(&self.file)?;
-        data.network = match self.network {
-            Some(NetworkName::Host) => Network::Host,
-            Some(NetworkName::None) => Network::None,
-            None => data.network,
-        };
+        data.network = self.job.network.unwrap_or(data.network);
         Ok(data)
     }
 }

@@ -89,7 +89,7 @@ pub(crate) fn make_room(
 /// All caches, with what is noted of their sizes.
 fn entries(folders: &Folders) -> Result<Vec<Entry>, BuildError> {
     let mut found = Vec::new();
-    for (folder, path) in visible_folders(&folders.caches())? {
+    for (folder, path) in repository_folders(&folders.caches())? {
         let note = folders.cache_size(&folder);
         let bytes = match read_size(&note) {
             Some(bytes) => bytes,
@@ -102,8 +102,8 @@ fn entries(folders: &Folders) -> Result<Vec<Entry>, BuildError> {
     Ok(found)
 }
 
-/// The folders in a folder, which may be missing, but for hidden ones.
-fn visible_folders(parent: &Path) -> Result<Vec<(String, PathBuf)>, BuildError> {
+/// The folders in a folder, which may be missing, that have the name of a repository's.
+fn repository_folders(parent: &Path) -> Result<Vec<(String, PathBuf)>, BuildError> {
     let list = || {
         let entries = match fs::read_dir(parent) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -113,7 +113,7 @@ fn visible_folders(parent: &Path) -> Result<Vec<(String, PathBuf)>, BuildError> 
         for entry in entries {
             let entry = entry?;
             if let Ok(name) = entry.file_name().into_string()
-                && !name.starts_with('.')
+                && is_of_repository(&name)
                 && entry.file_type()?.is_dir()
             {
                 found.push((name, entry.path()));
@@ -123,6 +123,12 @@ fn visible_folders(parent: &Path) -> Result<Vec<(String, PathBuf)>, BuildError> 
         Ok(found)
     };
     list().map_err(BuildError::io("read", parent))
+}
+
+/// Whether it ends as the names of repositories' folders do: with a dash and an md5 sum. Notes and what is unfinished do not.
+fn is_of_repository(name: &str) -> bool {
+    name.rsplit_once('-')
+        .is_some_and(|(_, md5)| md5.len() == 32 && md5.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 /// Takes a cache away in one step; the caller has the app's lock.
@@ -197,9 +203,9 @@ fn clean_some(
 fn clean_all(folders: &Folders, repositories: bool) -> Result<Cleaned, BuildError> {
     let mut cleaned = Cleaned::default();
     let mut apps: Vec<String> =
-        visible_folders(&folders.caches())?.into_iter().map(|(folder, _)| folder).collect();
+        repository_folders(&folders.caches())?.into_iter().map(|(folder, _)| folder).collect();
     if repositories {
-        apps.extend(visible_folders(&folders.apps())?.into_iter().map(|(folder, _)| folder));
+        apps.extend(repository_folders(&folders.apps())?.into_iter().map(|(folder, _)| folder));
         apps.sort();
         apps.dedup();
     }
@@ -211,7 +217,7 @@ fn clean_all(folders: &Folders, repositories: bool) -> Result<Cleaned, BuildErro
         }
     }
     if repositories {
-        for (folder, path) in visible_folders(&folders.buildpacks())? {
+        for (folder, path) in repository_folders(&folders.buildpacks())? {
             match try_lock(&folders.buildpack_lock(&folder)) {
                 Ok(_lock) => remove(&path, &mut cleaned)?,
                 Err(JobError::Lock(LockError::Held(_))) => cleaned.in_use.push(path),

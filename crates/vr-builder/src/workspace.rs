@@ -209,8 +209,13 @@ impl Workspace {
 
 /// Buildpacks are used whose scripts were never made executable; heroku-buildpack-multi makes them so.
 fn make_executable(buildpack: &Path) -> Result<(), BuildError> {
+    let programs = buildpack.join("bin");
+    // A link could lead to folders of the host.
+    if !fs::symlink_metadata(&programs).is_ok_and(|found| found.is_dir()) {
+        return Ok(());
+    }
     for name in ["detect", "compile", "release"] {
-        let script = buildpack.join("bin").join(name);
+        let script = programs.join(name);
         let Ok(found) = fs::symlink_metadata(&script) else { continue };
         if found.is_file() {
             fs::set_permissions(&script, Permissions::from_mode(found.permissions().mode() | 0o111))

@@ -172,16 +172,35 @@ impl Network {
     }
 }
 
+/// A text that names no network.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("expected host or none, found {0:?}")]
+pub struct BadNetwork(String);
+
+impl FromStr for Network {
+    type Err = BadNetwork;
+
+    fn from_str(text: &str) -> Result<Self, BadNetwork> {
+        match text {
+            "host" => Ok(Self::Host),
+            "none" => Ok(Self::None),
+            text => Err(BadNetwork(text.to_owned())),
+        }
+    }
+}
+
 impl<'de> Deserialize<'de> for Network {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         use serde::de::Error;
-        let expected = "expected host or none";
         // Also an empty value is refused: it could be meant either way.
         match Value::deserialize(deserializer)? {
-            Value::String(text) if text == "host" => Ok(Self::Host),
-            Value::String(text) if text == "none" => Ok(Self::None),
-            Value::String(text) => Err(D::Error::custom(format!("network: {expected}, found {text:?}"))),
-            other => Err(D::Error::custom(format!("network: {expected}, found {}", yaml::kind(&other)))),
+            Value::String(text) => {
+                text.parse().map_err(|error| D::Error::custom(format!("network: {error}")))
+            }
+            other => {
+                let found = yaml::kind(&other);
+                Err(D::Error::custom(format!("network: expected host or none, found {found}")))
+            }
         }
     }
 }

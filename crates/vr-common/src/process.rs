@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::process::{Pid, Signal, getpgid, getsid, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 /// The variable that says who started a program: a process's number and when it began.
 const STARTED_BY: &str = "VELOCIRAPTOR_STARTED_BY";
@@ -22,41 +22,53 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
 /// Marks a program that will lead a process group of its own, so that [`end_left_behind`] finds it should this process be
 /// killed.
 pub fn mark(command: &mut Command) {
-    if let Some(began) = began("self") {
-        command.env(STARTED_BY, format!("{} {began}", std::process::id()));
+    if let Some(stat) = stat("self") {
+        command.env(STARTED_BY, format!("{} {}", std::process::id(), stat.began));
     }
 }
 
 /// Kills the marked programs whose starters are no more, with their process groups.
 pub fn end_left_behind() {
     let names = fs::read_dir("/proc").into_iter().flatten().flatten().map(|entry| entry.file_name());
-    let numbers = names.filter_map(|name| name.to_str()?.parse().ok()).filter_map(Pid::from_raw);
-    for group in numbers.filter(|pid| is_left_behind(*pid)) {
-        // It may have ended by itself.
-        let _ended = kill_process_group(group, Signal::KILL);
+    for name in names.filter_map(|name| name.into_string().ok()) {
+        if let Some(group) = name.parse().ok().and_then(Pid::from_raw).filter(|_| is_left_behind(&name)) {
+            // It may have ended by itself.
+            let _ended = kill_process_group(group, Signal::KILL);
+        }
     }
 }
 
-fn is_left_behind(pid: Pid) -> bool {
+fn is_left_behind(pid: &str) -> bool {
     // What was meant to stay, such as ssh's shared connections, has a session of its own.
-    if getpgid(Some(pid)) != Ok(pid) || getsid(Some(pid)) == Ok(pid) {
+    if stat(pid).is_none_or(|stat| stat.group != pid || stat.session == pid) {
         return false;
     }
-    let environment = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero().get())).unwrap_or_default();
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     let mut variables =
         environment.split(|&byte| byte == 0).filter_map(|text| std::str::from_utf8(text).ok());
     let mark = variables.find_map(|variable| variable.strip_prefix(STARTED_BY)?.strip_prefix('='));
     mark.and_then(|mark| mark.split_once(' '))
-        .is_some_and(|(starter, at)| began(starter).as_deref() != Some(at))
+        .is_some_and(|(starter, at)| stat(starter).is_none_or(|starter| starter.began != at))
 }
 
-/// When a process that has not ended began, in ticks since the machine did; see `proc_pid_stat(5)`.
-fn began(pid: &str) -> Option<String> {
+/// What `/proc` says about a process.
+struct Stat {
+    group: String,
+    session: String,
+    /// When it began, in ticks since the machine did.
+    began: String,
+}
+
+/// A process that has not ended; see `proc_pid_stat(5)`.
+fn stat(pid: &str) -> Option<Stat> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // A program's name can hold anything. After it come the third field, the state, and the rest.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let is_there = !matches!(fields.first(), None | Some(&"Z" | &"X"));
-    fields.get(19).filter(|_| is_there).map(|began| (*began).to_owned())
+    let field = |number: usize| fields.get(number - 3).map(|field| (*field).to_owned());
+    match field(3)?.as_str() {
+        "Z" | "X" => None,
+        _ => Some(Stat { group: field(5)?, session: field(6)?, began: field(22)? }),
+    }
 }
 
 /// Finds another of our binaries: in `$VR_BIN_DIR`, beside the running one, or in `$PATH`.
@@ -83,27 +95,43 @@ pub fn sibling(name: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::CommandExt;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
+    /// Killed when the test is over.
+    struct Sleep(std::process::Child);
+
+    impl Sleep {
+        fn new(starter: Option<&str>) -> Self {
+            let mut sleep = command("sleep");
+            mark(&mut sleep);
+            if let Some(starter) = starter {
+                sleep.env(STARTED_BY, starter);
+            }
+            // Whoever reads what the test says must not wait for these.
+            sleep.arg("4000").stdout(Stdio::null()).stderr(Stdio::null());
+            Self(sleep.process_group(0).spawn().unwrap())
+        }
+    }
+
+    impl Drop for Sleep {
+        fn drop(&mut self) {
+            let _ended = self.0.kill().and_then(|()| self.0.wait());
+        }
+    }
+
     #[test]
     fn only_what_nobody_waits_for_any_more_is_ended() {
-        let marked_by = |mark: Option<&str>| {
-            let mut sleep = command("sleep");
-            mark_or(&mut sleep, mark);
-            sleep.arg("4000").process_group(0).spawn().unwrap()
-        };
-        fn mark_or(command: &mut Command, other: Option<&str>) {
-            mark(command);
-            other.map(|mark| command.env(STARTED_BY, mark));
-        }
-        let mut ours = marked_by(None);
+        let mut ours = Sleep::new(None);
         // Our number, but not our life.
-        let mut left = marked_by(Some(&format!("{} 1", std::process::id())));
+        let mut left = Sleep::new(Some(&format!("{} 1", std::process::id())));
         end_left_behind();
-        assert!(!left.wait().unwrap().success());
-        assert!(ours.try_wait().unwrap().is_none());
-        ours.kill().unwrap();
-        ours.wait().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while left.0.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "it goes on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(ours.0.try_wait().unwrap().is_none());
     }
 }

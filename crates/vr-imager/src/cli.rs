@@ -8,7 +8,6 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use vr_common::image_data::ImageData;
 use vr_common::log;
 use vr_common::paths::VrRoot;
-use vr_common::proc_data::Network;
 use vr_runner::job::{Failed, JobArgs, Steps, report, size};
 
 use crate::{Format, ImageOptions, ImageSummary, ImagerError, build, shell};
@@ -60,9 +59,6 @@ struct Common {
     /// How long the script may run
     #[arg(long, value_name = "TIME", default_value = "2h", value_parser = humantime::parse_duration)]
     timeout: Duration,
-    /// The network that the script sees, instead of what the file says
-    #[arg(long, value_enum)]
-    network: Option<NetworkName>,
     #[command(flatten)]
     job: JobArgs,
 }
@@ -73,22 +69,10 @@ enum FormatName {
     Zst,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum NetworkName {
-    /// The host's
-    Host,
-    /// Nothing but a loopback interface of its own
-    None,
-}
-
 impl Common {
     fn load(&self) -> Result<ImageData, Failed<ImagerError>> {
         let mut data = ImageData::load(&self.file).map_err(Failed::early)?;
-        match self.network {
-            Some(NetworkName::Host) => data.network = Network::Host,
-            Some(NetworkName::None) => data.network = Network::None,
-            None => {}
-        }
+        data.network = self.job.network.unwrap_or(data.network);
         Ok(data)
     }
 

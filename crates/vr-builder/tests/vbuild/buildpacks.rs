@@ -163,10 +163,7 @@ fn a_buildpack_is_told_what_heroku_tells_it() {
     let told = environment();
     let lines: Vec<(&str, &str)> = told.lines().map(|line| line.split_once('=').unwrap()).collect();
     let names: Vec<&str> = lines.iter().map(|(name, _)| *name).collect();
-    assert_eq!(
-        names,
-        ["BUILDPACK_DIRS", "HOME", "LANG", "PATH", "REQUEST_ID", "SOURCE_VERSION", "STACK", "TMPDIR"]
-    );
+    assert_eq!(names, ["HOME", "LANG", "PATH", "REQUEST_ID", "SOURCE_VERSION", "STACK", "TMPDIR"]);
     let value = |name: &str| lines.iter().find(|(found, _)| *found == name).unwrap().1;
     assert_eq!(Some(value("SOURCE_VERSION")), world.result()["app_revisions"]["v1"].as_str());
     assert_eq!((value("STACK"), value("HOME"), value("TMPDIR")), ("heroku-24", "/app", "/tmp"));

@@ -8,6 +8,7 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use vr_common::archive::bytes_in;
+use vr_common::vcs::RepoUrl;
 
 use crate::support::{Meeting, Started, World, ended};
 
@@ -36,6 +37,17 @@ fn a_buildpack_may_empty_its_cache() {
         world.yaml_with("ls -A $2; rm -rf $2; mkdir -p $2/sub; chmod 0 $2/sub; ln -s /etc/passwd $2/link");
     world.build(&yaml).expect(0);
     assert_eq!(world.build(&yaml).expect(0).stdout.lines().nth(1), Some("link"));
+    world.assert_clean();
+}
+
+#[test]
+fn what_the_python_suite_kept_is_used() {
+    let world = World::new();
+    let yaml = world.yaml_with(COUNTING);
+    let url = RepoUrl::parse(&world.path("app").display().to_string()).unwrap();
+    let saved = world.write(&format!("builder/cache/{}", url.folder()), &[("runs", "xxx")]);
+    assert!(world.build(&yaml).expect(0).stdout.ends_with("\nruns: xxx\n"));
+    assert_eq!(fs::read_to_string(saved.join("buildpack_cache/runs")).unwrap(), "xxxx");
     world.assert_clean();
 }
 
@@ -90,7 +102,7 @@ fn a_large_cache_is_not_copied() {
         meeting.script()
     );
     let yaml = world.yaml_with(&script);
-    let number = || fs::metadata(world.caches()[0].join("large")).unwrap().ino();
+    let number = || fs::metadata(world.cache().join("large")).unwrap().ino();
     let first = Started::new(&mut world.vbuild(&["build"], &yaml));
     meeting.wait().write_all(b"go\n").unwrap();
     first.end().expect(0);
@@ -103,7 +115,7 @@ fn a_large_cache_is_not_copied() {
     let ended = second.end().expect(0);
     assert!(ended.stderr.contains("; its cache has 33.6 MB\n"), "{}", ended.stderr);
     assert_eq!(number(), before);
-    assert_eq!(fs::read_to_string(world.caches()[0].join("small")).unwrap(), "x\nx\n");
+    assert_eq!(fs::read_to_string(world.cache().join("small")).unwrap(), "x\nx\n");
     world.assert_clean();
 }
 
@@ -179,10 +191,11 @@ fn changes_of_a_build_that_was_killed_while_it_saved_them_are_carried_out() {
     let beside =
         |what: &str| cache.with_file_name(format!(".{}.{what}", cache.file_name().unwrap().display()));
     let changes = beside("changes");
-    fs::create_dir(&changes).unwrap();
-    fs::write(changes.join("new"), "new\n".repeat(5000)).unwrap();
-    chown(&changes, Some(65534), Some(65534)).unwrap();
-    mknodat(CWD, changes.join("gone"), FileType::CharacterDevice, Mode::from_raw_mode(0o600), 0).unwrap();
+    let changed = changes.join("buildpack_cache");
+    fs::create_dir_all(&changed).unwrap();
+    fs::write(changed.join("new"), "new\n".repeat(5000)).unwrap();
+    chown(&changed, Some(65534), Some(65534)).unwrap();
+    mknodat(CWD, changed.join("gone"), FileType::CharacterDevice, Mode::from_raw_mode(0o600), 0).unwrap();
     fs::write(beside("size"), "1\n").unwrap();
     let shown = world.build(&yaml).expect(0);
     assert!(
@@ -214,7 +227,7 @@ fn another_build_user_gets_what_the_last_one_kept() {
     let yaml = |more: &str| world.yaml(&app, &format!("buildpack_url: {}\n{more}", pack.display()));
     assert_eq!(world.build(&yaml("")).expect(0).stdout, "nobody\n");
     assert_eq!(world.build(&yaml("user: daemon")).expect(0).stdout, "daemon\nx\n");
-    for entry in walkdir::WalkDir::new(&world.caches()[0]) {
+    for entry in walkdir::WalkDir::new(world.cache()) {
         assert_eq!(entry.unwrap().metadata().unwrap().uid(), 1);
     }
     assert_eq!(world.build(&yaml("user: '65534'")).expect(0).stdout, "nobody\nx\nx\n");

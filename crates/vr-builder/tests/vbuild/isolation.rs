@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 use crate::support::{Meeting, Started, World, ended};
 
@@ -11,17 +12,14 @@ fn a_build_runs_as_nobody_with_an_environment_of_its_own() {
     let yaml = world.yaml_with("id -un; id -u; pwd; env | sort; ls -A /root /env; echo \"$@\"");
     world.build(&yaml).expect(0);
     let log = world.log();
-    assert!(log.contains("\nnobody\n65534\n/build/app-"), "{log}");
+    assert!(log.contains("\nnobody\n65534\n/pack-"), "{log}");
     let variables: Vec<&str> = log
         .lines()
         .filter_map(|line| line.split_once('='))
         .map(|(name, _)| name)
         .filter(|name| !["PWD", "SHLVL", "_", "OLDPWD"].contains(name))
         .collect();
-    assert_eq!(
-        variables,
-        ["BUILDPACK_DIRS", "HOME", "LANG", "PATH", "REQUEST_ID", "SOURCE_VERSION", "TMPDIR"]
-    );
+    assert_eq!(variables, ["HOME", "LANG", "PATH", "REQUEST_ID", "SOURCE_VERSION", "TMPDIR"]);
     assert!(!log.contains("SECRET"), "{log}");
     assert!(log.contains("HOME=/app\n") && log.contains("TMPDIR=/tmp\n"), "{log}");
     assert!(log.contains("/root:\n\n/env:\n") || log.contains("/env:\n\n/root:\n"), "{log}");
@@ -40,7 +38,7 @@ fn a_build_cannot_reach_the_host() {
     let folder = world.path("builder");
     let script = format!(
         "try() {{ if \"$@\" 2>/dev/null; then echo \"FAIL $*\"; fi; }}
-         try cat {secret}; try ls {builder}; try ls {world}; try ls /apps; try touch /cache/x; try touch /build/x; try ls /home/; try touch /usr/x; try touch /etc/x; try touch /x
+         try cat {secret}; try ls {builder}; try ls {world}; try ls /apps; try ls /home/; try touch /usr/x; try touch /etc/x; try touch /x
          try sh -c 'echo x >> /builder.sh'; try mount -t tmpfs none /tmp; try chroot / true
          try cat /etc/shadow; try kill -0 {pid}; try mknod /tmp/null c 1 3
          touch /tmp/t /app/h \"$1/a\" \"$2/c\" \"${{0%/bin/compile}}/b\" && echo written",
@@ -93,7 +91,7 @@ fn a_build_cannot_become_anybody_else() {
     // The second is what a setuid program of the host's would come to.
     let script = "cp /usr/bin/id $1/id; chmod 6755 $1/id; $1/id -u; grep NoNewPrivs /proc/self/status
         grep -E 'Cap(Eff|Prm|Inh|Amb):' /proc/self/status | tr -d '0\\t'
-        for place in $1 $2 ${0%/bin/compile} /app /out; do
+        for place in /build /cache ${0%/bin/compile} /app /out; do
             while read -r _ target _ options _; do [ $target = $place ] && echo $options; done </proc/self/mounts
         done | grep -cw nosuid";
     let shown = world.build(&world.yaml_with(script)).expect(0).stdout;
@@ -101,6 +99,12 @@ fn a_build_cannot_become_anybody_else() {
         shown,
         "-----> Toy app detected\n65534\nNoNewPrivs:\t1\nCapInh:\nCapPrm:\nCapEff:\nCapAmb:\n5\n"
     );
+    // Nor does root who unpacks what it made.
+    let mut archive =
+        tar::Archive::new(vr_common::archive::open_tarball(&world.out("build.tar.gz")).unwrap());
+    let mut entries = archive.entries().unwrap().map(Result::unwrap);
+    let id = entries.find(|entry| entry.path().unwrap().ends_with("id")).unwrap();
+    assert_eq!(id.header().mode().unwrap(), 0o755);
     world.assert_clean();
 }
 
@@ -127,4 +131,18 @@ fn builds_at_the_same_time_do_not_see_each_other() {
     met.write_all(b"go\n").unwrap();
     first.end().expect(0);
     world.assert_clean();
+}
+
+#[test]
+fn a_buildpack_that_leads_elsewhere_changes_nothing_there() {
+    let world = World::new();
+    let elsewhere = world.write("elsewhere", &[("detect", "exit 0\n"), ("compile", "exit 0\n")]);
+    let pack = world.write("pack", &[("README", "no folder bin\n")]);
+    symlink(&elsewhere, pack.join("bin")).unwrap();
+    let pack = world.git("pack", &[]);
+    let ended =
+        world.build(&world.yaml(&world.app(), &format!("buildpack_urls: [{}]", pack.display()))).expect(3);
+    assert_eq!(ended.error(), "no buildpack matched: tried pack");
+    assert_eq!(fs::metadata(elsewhere.join("detect")).unwrap().permissions().mode() & 0o111, 0);
+    world.assert_no_build();
 }

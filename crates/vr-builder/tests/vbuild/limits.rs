@@ -26,7 +26,7 @@ fn hit(world: &World, arguments: &[&str], compile: &str, error: &str, hint: &str
 fn memory() {
     let hint = "--memory allows more, such as --memory 4G";
     // There is no end of a line in it.
-    let hog = "head -c 200000000 /dev/zero | tail | wc -c";
+    let hog = "head -c 120000000 /dev/zero | tail | wc -c";
     let world = World::new();
     let error = "the build was killed: out of memory (limit 64M)";
     hit(&world, &["--memory", "64M"], &format!("set -eo pipefail; {hog}"), error, hint);
@@ -48,7 +48,7 @@ fn processes() {
 
 #[test]
 fn disk() {
-    let write = |place: &str| format!("head -c 64M /dev/zero >{place}");
+    let write = |place: &str| format!("head -c 24M /dev/zero >{place}");
     let error = "the build took more than 8.4 MB on disk";
     for place in ["$1/file", "$2/file", "/tmp/file", "~/file", "${0%/compile}/file"] {
         let world = World::new();

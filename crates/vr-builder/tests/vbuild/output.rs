@@ -137,9 +137,7 @@ fn quiet_says_nothing_and_json_says_all_in_one_line() {
         .collect();
     assert_eq!(steps, ["wait", "checkout", "compile", "slugignore", "pack", "cache"]);
     assert_eq!(value["build"]["entries"], 3);
-    for step in steps {
-        assert!(talk.stderr.contains(&format!(" s  {step}\n")), "{}", talk.stderr);
-    }
+    assert!(talk.stderr.contains(" s  compile\n") && talk.stderr.contains(" s  in all\n"), "{}", talk.stderr);
     assert!(world.path("elsewhere/deep/build.tar.gz").exists());
     assert!(talk.stderr.contains("vbuild: toy v1 is built: "), "{}", talk.stderr);
 }
@@ -178,7 +176,6 @@ fn the_shell_has_what_a_build_has() {
 
     // Nothing of it is kept.
     assert_eq!(world.out("build.tar.gz").metadata().unwrap().len(), files);
-    let [cache] = &world.caches()[..] else { panic!("one app has one cache") };
-    assert_eq!(fs::read_to_string(cache.join("kept")).unwrap(), "compiled\n");
+    assert_eq!(fs::read_to_string(world.cache().join("kept")).unwrap(), "compiled\n");
     world.assert_clean();
 }

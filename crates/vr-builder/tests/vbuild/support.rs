@@ -153,6 +153,13 @@ impl World {
         names(&folder).iter().filter(|name| !name.starts_with('.')).map(|name| folder.join(name)).collect()
     }
 
+    /// What buildpacks kept for the only app that has a cache.
+    #[track_caller]
+    pub fn cache(&self) -> PathBuf {
+        let [cache] = &self.caches()[..] else { panic!("expected one cache, found {:?}", self.caches()) };
+        cache.join("buildpack_cache")
+    }
+
     /// The folders of runs that are there.
     pub fn scratch(&self) -> Vec<PathBuf> {
         let folder = self.path("builder/scratch");

@@ -324,12 +324,13 @@ impl Packer<'_> {
     fn header(&self, entry_type: EntryType, stat: &Stat, size: u64) -> Header {
         let mut header = Header::new_gnu();
         header.set_entry_type(entry_type);
-        header.set_mode(stat.st_mode & 0o7777);
         header.set_size(size);
-        let (uid, gid) = match self.options.kind {
-            TarballKind::Build => (0, 0),
-            TarballKind::Image => (stat.st_uid, stat.st_gid),
+        let (uid, gid, modes) = match self.options.kind {
+            // Whoever unpacks it as root must not get root's setuid programs of whoever built it.
+            TarballKind::Build => (0, 0, 0o1777),
+            TarballKind::Image => (stat.st_uid, stat.st_gid, 0o7777),
         };
+        header.set_mode(stat.st_mode & modes);
         header.set_uid(uid.into());
         header.set_gid(gid.into());
         let time = if self.options.fixed_time { FIXED_TIME } else { stat.st_mtime };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use vr_common::proc_data::CpuLimit;
+use vr_common::proc_data::{CpuLimit, Network};
 
 use super::JobOptions;
 use crate::container::{Limits, Size};
@@ -11,7 +11,7 @@ use crate::container::{Limits, Size};
 /// The options that all jobs have.
 #[derive(Debug, Args)]
 pub struct JobArgs {
-    /// How long to wait for another build that uses the same files; without it, until that one ends
+    /// How long to wait for somebody else who uses the same files; without it, until they end
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     lock_timeout: Option<Duration>,
     /// The memory that the container may use, such as 2G
@@ -26,6 +26,9 @@ pub struct JobArgs {
     /// What all files of the container may take on disk while it runs, such as 10G
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     disk: Option<u64>,
+    /// The network that the container sees, whatever the file says: the host's, or nothing but a loopback interface
+    #[arg(long, value_name = "host|none")]
+    pub network: Option<Network>,
     /// Say nothing but errors, and show no output
     #[arg(short, long)]
     pub quiet: bool,

@@ -18,6 +18,8 @@ use rustix::process::{Pid, PidfdFlags, getpgid, getppid, kill_process_group, pid
 const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 /// How long stopped work may take to notice.
 const STOPPING: Duration = Duration::from_secs(5);
+/// The same for work that has not started any program, and so has nothing to notice.
+const STOPPING_ALONE: Duration = Duration::from_millis(300);
 
 /// Why to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,13 +157,15 @@ pub fn interruptible<T: Send + 'static>(
 /// Kills the process groups of this process's children, again and again for work that starts new ones,
 /// until the work has ended.
 fn stop_programs(ended: &OwnedFd) {
-    let deadline = Instant::now() + STOPPING;
+    let begun = Instant::now();
+    let mut deadline = begun + STOPPING_ALONE;
     let pause = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
     while Instant::now() < deadline {
         for child in children() {
             // Only those that lead a group of their own; never the group of whoever started us.
             if getpgid(Some(child)) == Ok(child) {
                 let _ = kill_process_group(child, rustix::process::Signal::KILL);
+                deadline = deadline.max(begun + STOPPING);
             }
         }
         if let Ok(1..) = poll(&mut [PollFd::new(ended, PollFlags::IN)], Some(&pause)) {

@@ -43,9 +43,9 @@ impl Steps {
         }
     }
 
-    /// Prints steps with their seconds, for people.
+    /// Prints steps with their seconds, for people; without those that took no time.
     pub fn table(steps: &[Step], seconds: f64) {
-        for step in steps {
+        for step in steps.iter().filter(|step| step.seconds > 0.0) {
             eprintln!("{:>10.3} s  {}", step.seconds, step.name);
         }
         eprintln!("{seconds:>10.3} s  in all");

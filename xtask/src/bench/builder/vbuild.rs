@@ -77,7 +77,9 @@ impl<'a> Vbuild<'a> {
 
     fn build_at(&self, app: &App, root: &Path) -> Result<Built> {
         let mut vbuild = command(&self.program);
-        vbuild.env("VR_ROOT", root).env_remove("RAPTOR_HOME").arg("build").arg(&app.file);
+        // Nothing of the caller's settings.
+        vbuild.env("VR_ROOT", root).env_remove("RAPTOR_HOME").env_remove("VBUILD_CACHE_MAX");
+        vbuild.arg("build").arg(&app.file);
         let (wall, said) = clocked(vbuild.arg("--json").arg("--output").arg(&app.output))?;
         let line = said.lines().last().unwrap_or_default();
         let (steps, tarball) =
