@@ -118,7 +118,7 @@ impl Explained for BuildError {
                 "vbuild shell opens a shell where this can be looked into; --no-cache builds with an empty cache"
             }
             Self::Vcs(VcsError::TimedOut { .. }) => "--timeout allows more, such as --timeout 1h",
-            Self::Vcs(VcsError::Unreachable { .. }) => {
+            Self::Vcs(VcsError::Unreachable { said, .. }) if is_about_passwords(said) => {
                 "passwords are never asked for: git and Mercurial have to find them in their own settings"
             }
             Self::Vcs(_) | Self::User(_) | Self::BadCacheMax { .. } => return None,
@@ -132,6 +132,14 @@ impl Explained for BuildError {
             _ => None,
         }
     }
+}
+
+/// Whether git or hg say that they were not let in.
+fn is_about_passwords(said: &str) -> bool {
+    let said = said.to_ascii_lowercase();
+    ["password", "username", "authentication", "authorization", "permission denied"]
+        .iter()
+        .any(|word| said.contains(word))
 }
 
 impl From<YamlError> for BuildError {
