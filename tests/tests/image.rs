@@ -12,7 +12,7 @@ use vr_common::build_data::BuildData;
 use vr_common::fetch::md5_file;
 use vr_common::image_data::ImageData;
 use vr_common::process::{command, sibling};
-use vr_tests::debian::PackageServer;
+use vr_testing::Server;
 use vr_tests::machine::processes_of;
 use vr_tests::{Debian, Repository};
 
@@ -66,7 +66,7 @@ const LIST: &[&str] = &["--list", "-vvv", "--xattrs", "--xattrs-include=*"];
 struct World {
     dir: tempfile::TempDir,
     debian: Debian,
-    packages: PackageServer,
+    packages: Server,
     /// Procs that were set up.
     procs: Vec<PathBuf>,
 }
@@ -150,7 +150,7 @@ impl World {
                 base.0.display(),
                 base.1,
                 script.display(),
-                self.packages.url(),
+                self.packages.url("/"),
             ),
         );
         let ended = self.run("vimage", &[&["build"], options].concat(), &yaml);

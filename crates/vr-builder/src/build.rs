@@ -7,12 +7,13 @@ use serde::Serialize;
 use serde_yaml::{Mapping, Value};
 use vr_common::archive::{PackOptions, pack};
 use vr_common::build_data::BuildData;
+use vr_common::exit::chain;
 use vr_common::paths::VrRoot;
 use vr_common::vcs::RepoUrl;
-use vr_common::yaml;
+use vr_common::yaml::{self, YamlError};
 use vr_runner::container::{ContainerSpec, ExitStatus, Program};
 use vr_runner::image::image_contents;
-use vr_runner::job::{Failed, Job, JobOptions, Locked, Step};
+use vr_runner::job::{Failed, Job, JobError, JobOptions, Locked, Step};
 use vr_runner::users;
 
 use crate::cache::Cache;
@@ -35,6 +36,8 @@ pub struct BuildOptions {
     pub root: VrRoot,
     /// Where the three files are put.
     pub output: PathBuf,
+    /// The file that the data came from, if they came from one. It stays even where `build_result.yaml` will be.
+    pub source: Option<PathBuf>,
     /// Starts with an empty cache.
     pub no_cache: bool,
     /// What all jobs can be told.
@@ -79,7 +82,7 @@ pub struct BuildSummary {
 /// Whatever happens, nothing is left but the output files and the caches; after a failure there is no tarball.
 pub fn build(data: &BuildData, options: &BuildOptions) -> Result<BuildSummary, Failed<BuildError>> {
     let mut job = Job::begin("vbuild", &options.job).map_err(Failed::early)?;
-    let mut output = Output::prepare(&options.output).map_err(Failed::early)?;
+    let mut output = Output::prepare(&options.output, options.source.as_deref()).map_err(Failed::early)?;
     let result = run(&mut job, data, options, &mut output);
     if result.is_err() {
         output.take_back();
@@ -112,17 +115,25 @@ fn run(
     let packed = job.step("pack", "packing", |job| {
         // In the workspace: a pack that is stopped half-way goes with it.
         let (app, aside) = (workspace.app.clone(), workspace.path("build.tar.gz"));
-        let packing = aside.clone();
-        let packed =
-            job.stoppable(move || pack(&app, &packing, &PackOptions::build()).map_err(BuildError::pack))?;
-        output.place_tarball(&aside).map(|()| packed)
+        job.stoppable(move || pack(&app, &aside, &PackOptions::build()).map_err(BuildError::pack))
     })?;
     let folders = Folders::of(&options.root);
     let cache_bytes = job.step("cache", "saving the cache", |job| {
-        let bytes = prepared.cache.save()?;
+        let cache = prepared.cache.clone();
+        let bytes = match job.stoppable(move || cache.save()) {
+            Err(error @ BuildError::Job(JobError::Interrupted(_))) => return Err(error),
+            // The build itself is as good without.
+            Err(error) => {
+                job.say(&format!("note: the next build begins with an empty cache: {}", chain(&error)));
+                return Ok(0);
+            }
+            Ok(bytes) => bytes,
+        };
         kept::make_room(&folders, cache_max, &prepared.app_folder, &workspace.path("dropped"), job)
             .map(|dropped| if dropped { 0 } else { bytes })
     })?;
+    job.check()?;
+    output.place_tarball(&workspace.path("build.tar.gz"))?;
 
     if data.build_md5.as_ref().is_some_and(|expected| !expected.eq_ignore_ascii_case(&packed.md5)) {
         job.say("note: the tarball is not the one that build_md5 names; it has been replaced by the new sum");
@@ -202,7 +213,7 @@ pub(crate) fn prepare(
         for url in &urls {
             job.say(&format!("checking out the buildpack {url}"));
         }
-        let mut wanted = vec![wanted_app(data, app_url, &folders, &workspace)];
+        let mut wanted = vec![wanted_app(data, app_url, &folders, &workspace)?];
         wanted.extend(urls.into_iter().enumerate().map(|(index, url)| {
             let (mirror, into) =
                 (folders.buildpack(&url.folder()), workspace.path(&format!("buildpack-{index}")));
@@ -259,17 +270,29 @@ fn bring_image(
 }
 
 /// What is to be checked out of the app's repository. A `build_result.yaml` says which revision its version was.
-fn wanted_app(data: &BuildData, url: RepoUrl, folders: &Folders, workspace: &Workspace) -> Wanted {
+fn wanted_app(
+    data: &BuildData,
+    url: RepoUrl,
+    folders: &Folders,
+    workspace: &Workspace,
+) -> Result<Wanted, YamlError> {
     let version = data.version.as_str();
-    let known = data.unknown.get(REVISIONS).and_then(|revisions| revisions.get(version));
-    let revision = known.and_then(Value::as_str).unwrap_or(version).to_owned();
-    Wanted {
+    let revision = match data.unknown.get(REVISIONS).map(|revisions| revisions.get(version)) {
+        None | Some(None) => version,
+        Some(Some(Value::String(revision))) => revision,
+        Some(Some(other)) => {
+            let found = yaml::kind(other);
+            let message = format!("{REVISIONS}: {version}: expected a revision, found {found}");
+            return Err(YamlError::Invalid { name: "the build's file".to_owned(), message });
+        }
+    };
+    Ok(Wanted {
         repo_type: data.app_repo_type,
         mirror: folders.app(&url.folder()),
         url,
-        revision: Some(revision),
+        revision: Some(revision.to_owned()),
         into: workspace.app.clone(),
-    }
+    })
 }
 
 /// Where a buildpack is in the container.
@@ -375,7 +398,9 @@ fn leave_out(app: &Path, job: &Job) -> Result<(), BuildError> {
     for refused in &ignore.refused {
         job.say(&format!(".slugignore: {refused}; passed over"));
     }
-    let removed = ignore.apply(app).map_err(BuildError::io("leave out files of", app))?;
+    let app = app.to_owned();
+    let removed =
+        job.stoppable(move || ignore.apply(&app).map_err(BuildError::io("leave out files of", app)))?;
     job.say(&format!("left out {} files or folders", removed.len()));
     Ok(())
 }

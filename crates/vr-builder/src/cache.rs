@@ -35,17 +35,29 @@ pub(crate) const INSIDE: &str = "/cache/buildpack_cache";
 const OPAQUE: &str = "trusted.overlay.opaque";
 const NOTES_OF_MOVES: [&str; 2] = ["trusted.overlay.redirect", "trusted.overlay.metacopy"];
 
+/// What a build sees below what it writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Below {
+    /// The saved cache.
+    Saved,
+    /// An empty folder. Overlays refuse files that they would take for notes of their own, so there is always one.
+    Nothing,
+    /// There is none, as the file system takes no changes of an overlay: what is saved was copied.
+    NoOverlay,
+}
+
 /// The cache of an app, as one build sees it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Cache {
     saved: PathBuf,
     changes: PathBuf,
     size_note: PathBuf,
-    /// Whether the build sees what is saved, below what it writes.
-    is_below: bool,
-    /// The folder of what the build writes, and beside it one that an overlay needs.
+    left_by_python: PathBuf,
+    below: Below,
+    /// The folder of what the build writes, beside it one that an overlay needs, and an empty one.
     upper: PathBuf,
     work: PathBuf,
+    nothing: PathBuf,
     /// Where a folder can be put aside until it is removed.
     aside: PathBuf,
 }
@@ -64,39 +76,44 @@ impl Cache {
         let parent = folders.caches();
         folders.make_private(&parent)?;
         let layers = scratch.join("cache");
-        let (upper, work) = (layers.join("upper"), layers.join("work"));
-        for made in [&layers, &upper, &work] {
+        let [upper, work, nothing] = ["upper", "work", "nothing"].map(|name| layers.join(name));
+        for made in [&layers, &upper, &work, &nothing] {
             fs::create_dir(made).map_err(BuildError::io("make", made))?;
         }
         let mut cache = Self {
             changes: folders.cache_changes(folder),
             size_note: folders.cache_size(folder),
-            is_below: false,
+            left_by_python: parent.join(format!(".{folder}.python")),
+            below: Below::Nothing,
             aside: scratch.join("old-cache"),
             saved,
             upper,
             work,
+            nothing,
         };
-        cache.finish_what_was_begun();
+        if cache.finish_what_was_begun() {
+            cache.make_inner().map_err(BuildError::io("repair", &cache.saved))?;
+        }
         let inner = cache.saved.join(NAME);
         cache.adopt(&inner).map_err(BuildError::io("take over the cache", &cache.saved))?;
-        if fs::symlink_metadata(&inner).is_ok_and(|found| !found.is_dir()) {
-            // The last build put something else in its place.
-            remove_tree(&inner).map_err(BuildError::io("remove", &inner))?;
-        }
-        if !from_nothing && cache.saved.is_dir() {
+        let is_wanted = !from_nothing && cache.saved.is_dir();
+        if is_wanted {
             cache.give(user).map_err(BuildError::io("give to the build user", &cache.saved))?;
-            match can_be_upper(&cache.upper).map_err(BuildError::io("look at", &cache.upper))? {
-                Upper::Possible => cache.is_below = true,
-                Upper::Doubtful(file_system) | Upper::Impossible(file_system) => {
+        }
+        cache.below = match can_be_upper(&cache.upper).map_err(BuildError::io("look at", &cache.upper))? {
+            Upper::Possible if is_wanted => Below::Saved,
+            Upper::Possible => Below::Nothing,
+            Upper::Doubtful(file_system) | Upper::Impossible(file_system) => {
+                if is_wanted {
                     tracing::info!("copying the cache, as {file_system} takes no changes of an overlay");
                     copy_tree(&cache.saved, &cache.upper)?;
                 }
+                Below::NoOverlay
             }
-        }
+        };
         // The root of an overlay has the owner and the mode of the folder for its changes.
         let mut theirs = vec![cache.upper.clone()];
-        if !(cache.is_below && inner.is_dir()) {
+        if cache.below != Below::Saved || !inner.is_dir() {
             let new = cache.upper.join(NAME);
             fs::create_dir_all(&new).map_err(BuildError::io("make", &new))?;
             theirs.push(new);
@@ -111,20 +128,28 @@ impl Cache {
     /// Shows it to a container.
     pub(crate) fn mount(&self, spec: &mut ContainerSpec) {
         let target = PathBuf::from(PARENT_INSIDE);
-        if self.is_below {
-            let (upper, work) = (self.upper.clone(), self.work.clone());
-            spec.overlays.push(OverlayMount { lowers: vec![self.saved.clone()], upper, work, target });
-        } else {
-            spec.mounts.push(BindMount { source: self.upper.clone(), target, read_only: false });
-        }
+        let lower = match self.below {
+            Below::Saved => &self.saved,
+            Below::Nothing => &self.nothing,
+            Below::NoOverlay => {
+                spec.mounts.push(BindMount { source: self.upper.clone(), target, read_only: false });
+                return;
+            }
+        };
+        let (upper, work) = (self.upper.clone(), self.work.clone());
+        spec.overlays.push(OverlayMount { lowers: vec![lower.clone()], upper, work, target });
     }
 
     /// Saves what the build made of it, and gives its size in bytes. When that fails, the cache is gone, but nothing
     /// stands in the way of the next build.
     pub(crate) fn save(&self) -> Result<u64, BuildError> {
-        let save = || match self.is_below {
-            true => self.save_changes(),
-            false => self.save_whole().map(|()| true),
+        let save = || -> io::Result<bool> {
+            let changed = match self.below {
+                Below::Saved => self.save_changes()?,
+                Below::Nothing | Below::NoOverlay => self.replace_with(&self.upper).map(|()| true)?,
+            };
+            self.make_inner()?;
+            Ok(changed)
         };
         let changed = save().map_err(|error| {
             self.forget();
@@ -136,11 +161,19 @@ impl Cache {
         }
     }
 
-    /// Puts the build's folder in the place of the saved one, in one step.
-    fn save_whole(&self) -> io::Result<()> {
-        self.replace_with(&self.upper)
+    /// Makes the folder inside, should the build have left none: it is what tells a cache of ours.
+    fn make_inner(&self) -> io::Result<()> {
+        let inner = self.saved.join(NAME);
+        if fs::symlink_metadata(&inner).is_ok_and(|found| found.is_dir()) {
+            return Ok(());
+        }
+        remove_tree(&inner)?;
+        fs::create_dir(&inner)?;
+        let owner = fs::metadata(&self.saved)?;
+        lchown(&inner, Some(owner.uid()), Some(owner.gid()))
     }
 
+    /// Puts a folder in the place of the saved one, in one step.
     fn replace_with(&self, new: &Path) -> io::Result<()> {
         match renameat_with(CWD, new, CWD, &self.saved, RenameFlags::EXCHANGE) {
             // The old one is now in the scratch folder, and goes with it.
@@ -176,10 +209,10 @@ impl Cache {
         Ok(true)
     }
 
-    /// Carries out what somebody who died left undone.
-    fn finish_what_was_begun(&self) {
+    /// Carries out what somebody who died left undone, and gives whether there now is a cache of which that is so.
+    fn finish_what_was_begun(&self) -> bool {
         if fs::symlink_metadata(&self.changes).is_err() {
-            return;
+            return false;
         }
         tracing::info!(cache = %self.saved.display(), "putting changes of a killed build into the cache");
         // It is about the cache as it was before. Without one, the size is found out again.
@@ -191,25 +224,30 @@ impl Cache {
         if let Err(error) = finish() {
             tracing::warn!(cache = %self.saved.display(), %error, "the cache is broken, beginning with an empty one");
             self.forget();
+            return false;
         }
+        true
     }
 
-    /// A cache that the Python suite saved has no folder inside; it becomes that folder.
+    /// A cache that the Python suite saved has no folder inside; it becomes that folder. Whoever comes after somebody who
+    /// died in between ends it.
     fn adopt(&self, inner: &Path) -> io::Result<()> {
-        let is_ours = !self.saved.is_dir()
-            || fs::symlink_metadata(inner).is_ok()
-            || fs::symlink_metadata(&self.size_note).is_ok();
-        if is_ours {
-            return Ok(());
+        let is_there = |path: &Path| fs::symlink_metadata(path).is_ok();
+        if self.saved.is_dir() && !is_there(inner) && !is_there(&self.left_by_python) {
+            fs::rename(&self.saved, &self.left_by_python)?;
         }
-        fs::rename(&self.saved, &self.aside)?;
-        fs::create_dir(&self.saved)?;
-        fs::rename(&self.aside, inner)
+        if is_there(&self.left_by_python) {
+            fs::create_dir_all(&self.saved)?;
+            remove_tree(inner)?;
+            fs::rename(&self.left_by_python, inner)?;
+            let _gone = fs::remove_file(&self.size_note);
+        }
+        Ok(())
     }
 
     /// Takes everything away.
     fn forget(&self) {
-        for path in [&self.changes, &self.saved] {
+        for path in [&self.changes, &self.size_note, &self.saved] {
             if let Err(error) = remove_tree(path) {
                 tracing::warn!(path = %path.display(), %error, "a broken cache stays");
             }
@@ -236,7 +274,7 @@ pub(crate) fn read_size(note: &Path) -> Option<u64> {
 }
 
 /// Finds out how large a cache is, in bytes, and writes it to its note.
-pub(crate) fn note_size(cache: &Path, note: &Path) -> Result<u64, BuildError> {
+fn note_size(cache: &Path, note: &Path) -> Result<u64, BuildError> {
     let bytes = bytes_in(cache);
     fs::write(note, format!("{bytes}\n")).map_err(BuildError::io("write", note))?;
     Ok(bytes)

@@ -8,7 +8,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use vr_common::build_data::BuildData;
 use vr_common::log;
 use vr_common::paths::VrRoot;
-use vr_runner::job::{Failed, JobArgs, JobOptions, Steps, report, size};
+use vr_runner::job::{Failed, JobArgs, JobOptions, Steps, parse_size, report, size};
 
 use crate::{BuildError, BuildOptions, BuildSummary, Cleaned, build, clean, shell};
 
@@ -39,6 +39,9 @@ enum Command {
     Build {
         #[command(flatten)]
         common: Common,
+        /// What all files of the build may take on disk while it runs, such as 10G
+        #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+        disk: Option<u64>,
         /// The folder for the three files, made when it is missing
         #[arg(long, value_name = "DIR", default_value = ".")]
         output: PathBuf,
@@ -74,9 +77,12 @@ enum Command {
 struct Common {
     /// The build.yaml, or an earlier build's build_result.yaml
     file: PathBuf,
-    /// How long the buildpacks may run, and each checkout take
+    /// How long each checkout may take, and the buildpacks of a build run
     #[arg(long, value_name = "TIME", default_value = "15m", value_parser = humantime::parse_duration)]
     timeout: Duration,
+    /// How long to wait for other builds that use the same files; without it, until they end
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    lock_timeout: Option<Duration>,
     /// Start with an empty cache
     #[arg(long)]
     no_cache: bool,
@@ -89,8 +95,13 @@ impl Common {
         BuildOptions {
             root: VrRoot::from_env(),
             output: output.to_owned(),
+            source: Some(self.file.clone()),
             no_cache: self.no_cache,
-            job: self.job.options(self.timeout),
+            job: JobOptions {
+                timeout: self.timeout,
+                lock_timeout: self.lock_timeout,
+                ..self.job.options()
+            },
         }
     }
 
@@ -115,8 +126,10 @@ pub fn main() -> ExitCode {
     let quiet = *quiet;
     log::init_tool(&log::tool_default(quiet, 0));
     match &arguments.command {
-        Command::Build { common, output, json } => {
-            let result = common.load().and_then(|data| build(&data, &common.options(output)));
+        Command::Build { common, disk, output, json } => {
+            let mut options = common.options(output);
+            options.job.disk = *disk;
+            let result = common.load().and_then(|data| build(&data, &options));
             report("build", &result, *json, |summary| {
                 if !quiet {
                     summarise(summary);

@@ -100,7 +100,10 @@ impl Explained for BuildError {
             Self::User(UserError::UnknownUser(_) | UserError::UnknownGroup(_))
             | Self::BadCacheMax { .. }
             | Self::Vcs(
-                VcsError::BadUrl { .. } | VcsError::BadRevision { .. } | VcsError::UnknownRevision { .. },
+                VcsError::BadUrl { .. }
+                | VcsError::BadRevision { .. }
+                | VcsError::BadContent { .. }
+                | VcsError::UnknownRevision { .. },
             ) => exit::BAD_INPUT,
             Self::NoBuildpack { .. } | Self::Refused { .. } => NO_BUILDPACK,
             Self::Compile { .. } | Self::Release { .. } | Self::Export { .. } => BUILDPACK_FAILED,

@@ -14,7 +14,7 @@ use vr_common::paths::VrRoot;
 use vr_common::vcs::RepoUrl;
 use vr_runner::job::{Failed, Job, JobError, JobOptions, parse_size, size, try_lock};
 
-use crate::cache::{note_size, read_size};
+use crate::cache::read_size;
 use crate::{BuildError, Folders};
 
 /// The environment variable that says how large all caches together may be.
@@ -90,11 +90,7 @@ pub(crate) fn make_room(
 fn entries(folders: &Folders) -> Result<Vec<Entry>, BuildError> {
     let mut found = Vec::new();
     for (folder, path) in repository_folders(&folders.caches())? {
-        let note = folders.cache_size(&folder);
-        let bytes = match read_size(&note) {
-            Some(bytes) => bytes,
-            None => note_size(&path, &note)?,
-        };
+        let bytes = read_size(&folders.cache_size(&folder)).unwrap_or_else(|| bytes_in(&path));
         let changed = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).ok();
         let used = changed(&folders.app_lock(&folder)).or_else(|| changed(&path));
         found.push(Entry { folder, bytes, used: used.unwrap_or(SystemTime::UNIX_EPOCH) });

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use vr_common::build_data::BuildData;
 
 use crate::BuildError;
-use vr_runner::job::{Log, move_file, remove_file, write_whole};
+use vr_runner::job::{Log, is_same_file, move_file, remove_file, write_whole};
 
 /// The files of one build, none of which is there at first.
 #[derive(Debug)]
@@ -20,8 +20,8 @@ pub(crate) struct Output {
 
 impl Output {
     /// In `folder`, which is made when it is missing. The files of an earlier build go: those of a build that fails
-    /// must not be taken for its own.
-    pub(crate) fn prepare(folder: &Path) -> Result<Self, BuildError> {
+    /// must not be taken for its own. `source`, which the build is made after, stays.
+    pub(crate) fn prepare(folder: &Path, source: Option<&Path>) -> Result<Self, BuildError> {
         fs::create_dir_all(folder).map_err(BuildError::io("make", folder))?;
         let folder = folder.canonicalize().map_err(BuildError::io("find", folder))?;
         let output = Self {
@@ -30,7 +30,10 @@ impl Output {
             log: Log::new(folder.join("compile.log"))
                 .map_err(BuildError::io("remove", folder.join("compile.log")))?,
         };
-        remove_file(&output.tarball).map_err(BuildError::io("remove", &output.tarball))?;
+        let is_source = source.is_some_and(|source| is_same_file(source, &output.result));
+        for old in [&output.tarball].into_iter().chain(Some(&output.result).filter(|_| !is_source)) {
+            remove_file(old).map_err(BuildError::io("remove", old))?;
+        }
         Ok(output)
     }
 

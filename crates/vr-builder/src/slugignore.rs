@@ -5,6 +5,7 @@
 //! is removed, folders with all that is in them. Nothing outside the app's folder can be meant: `..` is refused,
 //! and symbolic links are removed but never followed.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
@@ -12,6 +13,9 @@ use std::path::{Path, PathBuf};
 
 use globset::{GlobBuilder, GlobMatcher};
 use vr_common::archive::remove_tree;
+
+/// The most patterns that are looked for; each one is a walk through the app.
+const MOST_PATTERNS: usize = 1000;
 
 /// The patterns of one app.
 #[derive(Debug, Default)]
@@ -46,6 +50,12 @@ impl Slugignore {
         let mut parsed = Self::default();
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
             match parse_pattern(line) {
+                Ok(_) if parsed.patterns.len() >= MOST_PATTERNS => {
+                    parsed
+                        .refused
+                        .push(format!("{line:?} and what follows are too many: more than {MOST_PATTERNS}"));
+                    break;
+                }
                 Ok(pattern) => parsed.patterns.push(pattern),
                 Err(reason) => parsed.refused.push(format!("{line:?} {reason}")),
             }
@@ -59,7 +69,7 @@ impl Slugignore {
         let mut removed = Vec::new();
         for pattern in &self.patterns {
             let mut found = Vec::new();
-            expand(app, Path::new(""), pattern, &mut found)?;
+            expand(app, Path::new(""), pattern, &mut HashSet::new(), &mut found)?;
             for path in found {
                 remove_tree(&app.join(&path))?;
                 removed.push(path);
@@ -95,11 +105,21 @@ fn parse_pattern(line: &str) -> Result<Vec<Part>, String> {
     Ok(parts)
 }
 
-/// Finds what matches `parts` in the folder `app/inside`.
-fn expand(app: &Path, inside: &Path, parts: &[Part], found: &mut Vec<PathBuf>) -> io::Result<()> {
+/// Finds what matches `parts`, the rest of a pattern, in the folder `app/inside`. `seen` has the folders in which as many
+/// parts were looked for before: with several `**` there are many ways to the same place.
+fn expand(
+    app: &Path,
+    inside: &Path,
+    parts: &[Part],
+    seen: &mut HashSet<(PathBuf, usize)>,
+    found: &mut Vec<PathBuf>,
+) -> io::Result<()> {
     let Some((part, rest)) = parts.split_first() else { return Ok(()) };
+    if !seen.insert((inside.to_owned(), parts.len())) {
+        return Ok(());
+    }
     if matches!(part, Part::AnyFolders) && !rest.is_empty() {
-        expand(app, inside, rest, found)?;
+        expand(app, inside, rest, seen, found)?;
     }
     for (name, is_folder) in entries(&app.join(inside))? {
         if !part.matches(&name) {
@@ -109,7 +129,8 @@ fn expand(app: &Path, inside: &Path, parts: &[Part], found: &mut Vec<PathBuf>) -
         if rest.is_empty() {
             found.push(path);
         } else if is_folder {
-            expand(app, &path, if matches!(part, Part::AnyFolders) { parts } else { rest }, found)?;
+            let parts = if matches!(part, Part::AnyFolders) { parts } else { rest };
+            expand(app, &path, parts, seen, found)?;
         }
     }
     Ok(())
@@ -167,6 +188,22 @@ mod tests {
         assert_eq!(removed("src/*/*.md\nsrc/d*/er"), ["src/deep/er", "src/docs/y.md"]);
         assert_eq!(removed("nothing/like/it"), Vec::<String>::new());
         assert_eq!(removed("src\nsrc/x.py"), ["src"]);
+    }
+
+    #[test]
+    fn many_ways_to_the_same_place_take_no_longer_than_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut deep = dir.path().to_owned();
+        for _ in 0..60 {
+            deep.push("a");
+        }
+        fs::create_dir_all(&deep).unwrap();
+        fs::write(deep.join("zz"), "x").unwrap();
+        let pattern = "**/a/".repeat(12) + "**/zz";
+        let removed = Slugignore::parse(&pattern).apply(dir.path()).unwrap();
+        assert_eq!(removed, [deep.strip_prefix(dir.path()).unwrap().join("zz")]);
+        let parsed = Slugignore::parse(&"x\n".repeat(MOST_PATTERNS + 5));
+        assert_eq!((parsed.patterns.len(), parsed.refused.len()), (MOST_PATTERNS, 1));
     }
 
     #[test]

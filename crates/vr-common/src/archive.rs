@@ -23,7 +23,12 @@ pub use compression::{Compression, open_tarball};
 pub use pack::{PackOptions, PackSummary, pack, pack_open};
 pub(crate) use remove::remove_unfinished;
 pub use remove::{bytes_in, bytes_in_while, remove_tree};
-pub use unpack::{Owner, SpecialFiles, UnpackOptions, UnpackSummary, unpack};
+pub use unpack::{Owner, UnpackOptions, UnpackSummary, unpack};
+
+/// What a tarball holds at most, unless the caller says otherwise: so many bytes in all files together, holes included, and so
+/// many entries. Packing has the same bounds as unpacking: nobody could use what is packed beyond them.
+const MOST_BYTES: u64 = 20 << 30;
+const MOST_ENTRIES: u64 = 2_000_000;
 
 /// What a tarball holds, which decides about modes, extended attributes and device nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +103,24 @@ pub enum ArchiveError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// A file would make a tarball hold more bytes than allowed.
+    #[error("{} has {bytes} bytes, holes included: with it, the tarball would hold more than {limit}", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size, in bytes.
+        bytes: u64,
+        /// What all files together may have, in bytes.
+        limit: u64,
+    },
+    /// A file, folder or link is one more than a tarball may hold.
+    #[error("with {} the tarball would hold more than {limit} files, folders and links", path.display())]
+    TooMany {
+        /// The first that is too many.
+        path: PathBuf,
+        /// How many there may be.
+        limit: u64,
     },
     /// A file or folder cannot be made, moved or removed.
     #[error("cannot {action} {}", path.display())]

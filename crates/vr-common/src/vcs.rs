@@ -15,6 +15,7 @@ use thiserror::Error;
 use crate::archive::{remove_tree, remove_unfinished};
 use crate::fetch::aside::{folder_of, unfinished_sibling};
 
+mod below;
 mod copy;
 mod git;
 mod hg;
@@ -102,6 +103,14 @@ pub enum VcsError {
         /// The last lines of what git or hg said.
         said: String,
     },
+    /// What is in the repository cannot be used, whoever tries.
+    #[error("cannot use the repository {url}: {said}")]
+    BadContent {
+        /// The repository.
+        url: String,
+        /// What is wrong with it.
+        said: String,
+    },
     /// A step on this machine failed.
     #[error("{program} {step} failed for {url}: {said}")]
     Failed {
@@ -155,6 +164,9 @@ pub enum VcsError {
 /// executed when the revision says so, and the process's umask (which should be 022) decides on the rest of their
 /// modes. After an error anything may be in it.
 ///
+/// Submodules and subrepositories of a repository from elsewhere must be from elsewhere too, and their folders must not
+/// be behind symbolic links: nothing is written outside of `into`, whatever is in the repository.
+///
 /// `mirror` is the folder in which the repository's data is kept for the next time, without a working copy and
 /// without passwords. A missing one is made aside and renamed into place; a broken one, or one that is a working
 /// copy, is made anew. **Nobody else may use it meanwhile**: the caller holds a lock.
@@ -181,11 +193,16 @@ pub fn check_out(
         let not_empty = io::Error::from(io::ErrorKind::DirectoryNotEmpty);
         return Err(io_error("write a revision's files to", &into)(not_empty));
     }
-    fs::create_dir_all(folder_of(&mirror)).map_err(io_error("make the folder of", &mirror))?;
+    make_parent(&mirror)?;
     match repo_type {
         RepoType::Git => git::check_out(url, revision, &mirror, &into, deadline),
         RepoType::Hg => hg::check_out(url, revision, &mirror, &into, deadline),
     }
+}
+
+/// Makes the folder that a mirror will be in.
+fn make_parent(mirror: &Path) -> Result<(), VcsError> {
+    fs::create_dir_all(folder_of(mirror)).map_err(io_error("make the folder of", mirror))
 }
 
 /// For `map_err`: what was tried with which file or folder.
@@ -203,30 +220,47 @@ enum Mirror {
     New,
 }
 
+/// Why some work with a mirror failed.
+enum Trouble {
+    /// The mirror is broken: with a new one it may succeed.
+    Broken(VcsError),
+    /// It would with a new mirror too.
+    Other(VcsError),
+}
+
+impl From<VcsError> for Trouble {
+    fn from(error: VcsError) -> Self {
+        Self::Other(error)
+    }
+}
+
 /// Does `work`, which fills `into`, with the mirror that is there. When there is none, or it is broken, a new one is
 /// made beside it by `make`, and gets its place when the work has succeeded.
 fn with_mirror(
     mirror: &Path,
     into: &Path,
     make: impl FnOnce(&Path) -> Result<(), VcsError>,
-    work: impl Fn(&Path, Mirror) -> Result<String, VcsError>,
+    work: impl Fn(&Path, Mirror) -> Result<String, Trouble>,
 ) -> Result<String, VcsError> {
     if let Err(error) = remove_unfinished(mirror) {
         tracing::warn!(mirror = %mirror.display(), %error, "what is left of an older mirror cannot be removed");
     }
     if fs::symlink_metadata(mirror).is_ok() {
         match work(mirror, Mirror::Kept) {
-            // What else can go wrong would with a new mirror too.
-            Err(error @ VcsError::Failed { .. }) => {
+            Err(Trouble::Broken(error)) => {
                 tracing::warn!(mirror = %mirror.display(), %error, "the mirror is broken, making it anew");
                 clear(into)?;
             }
-            done => return done,
+            Err(Trouble::Other(error)) => return Err(error),
+            Ok(hash) => return Ok(hash),
         }
     }
+    let work_aside = |aside: &Path| {
+        work(aside, Mirror::New).map_err(|(Trouble::Broken(error) | Trouble::Other(error))| error)
+    };
     let beside = || unfinished_sibling(mirror).map_err(io_error("name", mirror));
     let (aside, old) = (beside()?, beside()?);
-    let done = make(&aside).and_then(|()| work(&aside, Mirror::New)).and_then(|hash| {
+    let done = make(&aside).and_then(|()| work_aside(&aside)).and_then(|hash| {
         // Moved before it is removed: half of a working copy could pass for a mirror.
         match fs::rename(mirror, &old) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -101,15 +101,23 @@ fn run(
     let program = workspace.program(&script, data)?;
     job.step("script", &format!("running {}", without_credentials(&data.script_url)), |job| {
         let spec = workspace.container(data, program)?;
-        let path = output.log.path().to_owned();
-        output.log.ensure().map_err(JobError::io("write", path))?;
-        match job.run(spec, &mut output.log, "the script", workspace.folder()) {
+        let ended = job.run(spec, &mut output.log, "the script", workspace.folder());
+        if !matches!(ended, Err(JobError::Container(_))) {
+            // It ran, so that there is a log, even of a script that said nothing.
+            let path = output.log.path().to_owned();
+            output.log.ensure().map_err(JobError::io("write", path))?;
+        }
+        match ended {
             Ok(status) if status.success() => Ok(()),
             Ok(status) => Err(ImagerError::ScriptFailed { status }),
-            // A program for another machine, or one whose loader is missing, is found out by no one but the kernel.
-            Err(error @ JobError::Container(ContainerError::Setup { .. })) if script == Script::Program => {
-                Err(ImagerError::ProgramNotRun(error))
-            }
+            Err(JobError::Container(error)) => Err(not_started(error, data, |source| match script.interpreter() {
+                Some(program) => ImagerError::InterpreterNotRun {
+                    image: data.base_image_name.clone(),
+                    program: program.to_owned(),
+                    source,
+                },
+                None => ImagerError::ProgramNotRun(source),
+            })),
             Err(error) => Err(error.into()),
         }
     })?;
@@ -156,6 +164,22 @@ fn prepare(
     Ok((workspace, script))
 }
 
+/// Says that it is the base of which a container cannot be made. `not_run` is for one whose program does not run: one for
+/// another machine, or whose loader is missing, is found out by no one but the kernel.
+fn not_started(
+    error: ContainerError,
+    data: &ImageData,
+    not_run: impl FnOnce(ContainerError) -> ImagerError,
+) -> ImagerError {
+    match error {
+        ContainerError::Program { .. } => not_run(error),
+        ContainerError::Setup { .. } => {
+            ImagerError::NoContainer { image: data.base_image_name.clone(), source: error }
+        }
+        error => error.into(),
+    }
+}
+
 /// Packs the base as the script changed it.
 fn pack(
     workspace: &Workspace,
@@ -195,5 +219,8 @@ fn open_shell(data: &ImageData, options: &ImageOptions, job: &mut Job) -> Result
         Script::ForShell => job.say(&format!("sh {} does what a build does", shown.display())),
         Script::For(_) | Script::Program => job.say(&format!("{} does what a build does", shown.display())),
     }
-    Ok(run_in_the_foreground(spec)?)
+    run_in_the_foreground(spec).map_err(|error| {
+        let image = data.base_image_name.clone();
+        not_started(error, data, |source| ImagerError::ShellNotRun { image, source })
+    })
 }

@@ -8,7 +8,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use vr_common::image_data::ImageData;
 use vr_common::log;
 use vr_common::paths::VrRoot;
-use vr_runner::job::{Failed, JobArgs, Steps, report, size};
+use vr_runner::job::{Failed, JobArgs, JobOptions, Steps, parse_size, report, size};
 
 use crate::{Format, ImageOptions, ImageSummary, ImagerError, build, shell};
 
@@ -35,6 +35,15 @@ enum Command {
     Build {
         #[command(flatten)]
         common: Common,
+        /// How long the script may run
+        #[arg(long, value_name = "TIME", default_value = "2h", value_parser = humantime::parse_duration)]
+        timeout: Duration,
+        /// What the script's changes may take on disk, such as 10G
+        #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+        disk: Option<u64>,
+        /// How long to wait for another run that writes the same files; without it, until it ends
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        lock_timeout: Option<Duration>,
         /// The folder for the three files, made when it is missing
         #[arg(long, value_name = "DIR", default_value = ".")]
         output: PathBuf,
@@ -56,9 +65,6 @@ enum Command {
 struct Common {
     /// The image.yaml
     file: PathBuf,
-    /// How long the script may run
-    #[arg(long, value_name = "TIME", default_value = "2h", value_parser = humantime::parse_duration)]
-    timeout: Duration,
     #[command(flatten)]
     job: JobArgs,
 }
@@ -69,6 +75,15 @@ enum FormatName {
     Zst,
 }
 
+impl From<FormatName> for Format {
+    fn from(name: FormatName) -> Self {
+        match name {
+            FormatName::Gz => Self::Gzip,
+            FormatName::Zst => Self::Zstd,
+        }
+    }
+}
+
 impl Common {
     fn load(&self) -> Result<ImageData, Failed<ImagerError>> {
         let mut data = ImageData::load(&self.file).map_err(Failed::early)?;
@@ -76,16 +91,13 @@ impl Common {
         Ok(data)
     }
 
-    fn options(&self, output: &Path, format: FormatName) -> ImageOptions {
+    fn options(&self, output: &Path, format: Format) -> ImageOptions {
         ImageOptions {
             root: VrRoot::from_env(),
             output: output.to_owned(),
             source: Some(self.file.clone()),
-            format: match format {
-                FormatName::Gz => Format::Gzip,
-                FormatName::Zst => Format::Zstd,
-            },
-            job: self.job.options(self.timeout),
+            format,
+            job: self.job.options(),
         }
     }
 }
@@ -102,8 +114,10 @@ pub fn main() -> ExitCode {
     let quiet = common.job.quiet;
     log::init_tool(&log::tool_default(quiet, 0));
     match &arguments.command {
-        Command::Build { common, output, format, json } => {
-            let options = common.options(output, *format);
+        Command::Build { common, timeout, disk, lock_timeout, output, format, json } => {
+            let mut options = common.options(output, (*format).into());
+            options.job =
+                JobOptions { timeout: *timeout, disk: *disk, lock_timeout: *lock_timeout, ..options.job };
             let result = common.load().and_then(|data| build(&data, &options));
             report("image", &result, *json, |summary| {
                 if !quiet {
@@ -112,7 +126,7 @@ pub fn main() -> ExitCode {
             })
         }
         Command::Shell { common } => {
-            let options = common.options(Path::new("."), FormatName::Gz);
+            let options = common.options(Path::new("."), Format::default());
             match common.load().and_then(|data| shell(&data, &options)) {
                 Ok(status) => ExitCode::from(status.as_exit_code()),
                 Err(failed) => report::<(), _>("image", &Err(failed), false, |()| {}),

@@ -44,7 +44,33 @@ pub enum ImagerError {
     },
     /// The script is a program that cannot be run.
     #[error("the script is a program that does not run here")]
-    ProgramNotRun(#[source] JobError),
+    ProgramNotRun(#[source] ContainerError),
+    /// The base has the program to run the script with, but it cannot be run.
+    #[error("the script is for {}, which does not run in the image {image}", program.display())]
+    InterpreterNotRun {
+        /// The base.
+        image: String,
+        /// The program.
+        program: PathBuf,
+        /// Why not.
+        source: ContainerError,
+    },
+    /// The base has a shell, but it cannot be run.
+    #[error("the shell of the image {image} does not run")]
+    ShellNotRun {
+        /// The base.
+        image: String,
+        /// Why not.
+        source: ContainerError,
+    },
+    /// The container could not be made with the base as its root.
+    #[error("no container can be made of the image {image}")]
+    NoContainer {
+        /// The base.
+        image: String,
+        /// Why not.
+        source: ContainerError,
+    },
     /// The script failed.
     #[error("the script ended with {status}")]
     ScriptFailed {
@@ -63,8 +89,11 @@ impl Explained for ImagerError {
             | Self::EmptyScript { .. }
             | Self::NoInterpreter { .. }
             | Self::NoShell { .. }
-            | Self::ProgramNotRun(_) => exit::BAD_INPUT,
-            Self::Script(_) => exit::FAILED,
+            | Self::ProgramNotRun(_)
+            | Self::InterpreterNotRun { .. }
+            | Self::ShellNotRun { .. } => exit::BAD_INPUT,
+            // The base may be to blame, or the host.
+            Self::Script(_) | Self::NoContainer { .. } => exit::FAILED,
         }
     }
 
@@ -81,6 +110,12 @@ impl Explained for ImagerError {
             }
             Self::ProgramNotRun(_) => {
                 "it has to be for this kind of machine, and find its loader and libraries in the image"
+            }
+            Self::InterpreterNotRun { .. } | Self::ShellNotRun { .. } => {
+                "the image has to have its loader and libraries, too, and for this kind of machine"
+            }
+            Self::NoContainer { .. } => {
+                "dev, etc, proc, run, sys and tmp of an image have to be folders, or not to be there at all"
             }
             Self::ScriptFailed { status: ExitStatus::Code(127) } => {
                 "exit code 127 is what shells say when there is no such program"

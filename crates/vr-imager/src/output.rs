@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use vr_common::hash::md5_hex;
 use vr_common::image_data::ImageData;
-use vr_runner::job::{Job, JobError, Locked, Log, move_file, remove_file, write_whole};
+use vr_runner::job::{Job, JobError, Locked, Log, is_same_file, move_file, remove_file, write_whole};
 
 use crate::{Format, ImageOptions, ImagerError};
 
@@ -37,11 +37,9 @@ impl Output {
         let lock =
             job.lock(&options.root.images().join(LOCKS).join(format!("{name}-{}.lock", &lock[..8])))?;
         let result = file("yaml");
-        let is_input = |file: &PathBuf| {
-            options.source.as_ref().and_then(|source| source.canonicalize().ok()).as_ref() == Some(file)
-        };
+        let is_source = options.source.as_deref().is_some_and(|source| is_same_file(source, &result));
         let old = Format::ALL.map(|format| file(format.extension()));
-        for old in old.iter().chain(Some(&result).filter(|result| !is_input(result))) {
+        for old in old.iter().chain(Some(&result).filter(|_| !is_source)) {
             remove_file(old).map_err(JobError::io("remove", old))?;
         }
         Ok(Self {

@@ -2,15 +2,16 @@
 
 use std::fs::{self, File, Permissions};
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, statat, unlinkat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, openat2, statat, unlinkat};
 use vr_common::fetch::without_credentials;
 use vr_common::image_data::ImageData;
 use vr_common::paths::VrRoot;
 use vr_common::proc_data;
-use vr_runner::container::{ContainerSpec, Network, Program, RootFs};
+use vr_runner::container::{ContainerSpec, Network, Program, RootFs, open_beneath};
 use vr_runner::image::HeldImage;
 use vr_runner::job::{JobError, Scratch};
 
@@ -100,8 +101,7 @@ impl Workspace {
     pub(crate) fn tidy(&self) -> Result<(), JobError> {
         let place = self.in_upper(&self.script());
         vr_common::archive::remove_tree(&place).map_err(JobError::io("remove", &place))?;
-        let etc = self.upper.join("etc");
-        remove_places(&etc, &self.base.lasting_path().join("etc")).map_err(JobError::io("tidy", etc))
+        remove_places(&self.upper, &self.base.lasting_path()).map_err(JobError::io("tidy", &self.upper))
     }
 
     fn in_upper(&self, inside: &Path) -> PathBuf {
@@ -140,18 +140,28 @@ impl Workspace {
     }
 }
 
-/// Removes from `etc` the empty files that the container's making needed and that the base's `etc` has not. The script
-/// could not touch them, but it may have put a link in the place of the folder.
-fn remove_places(etc: &Path, of_base: &Path) -> io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let Ok(etc) = rustix::fs::open(etc, flags, Mode::empty()) else { return Ok(()) };
-    let of_base = rustix::fs::open(of_base, flags, Mode::empty()).ok();
+/// Removes the empty files that the container's making needed and that the base has not: from `etc`, or where that leads
+/// in the base. The script could not touch them, but it may have put links in the place of the folders: these are not
+/// followed.
+fn remove_places(upper: &Path, base: &Path) -> io::Result<()> {
+    let of_base = open_beneath(base, Path::new("etc")).ok();
+    let etc = match &of_base {
+        Some(etc) => fs::read_link(format!("/proc/self/fd/{}", etc.as_raw_fd()))?
+            .strip_prefix(base.canonicalize()?)
+            .map_or_else(|_| PathBuf::from("etc"), Path::to_owned),
+        None => "etc".into(),
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let upper = rustix::fs::open(upper, flags, Mode::empty())?;
+    let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let Ok(etc) = openat2(upper, etc, flags, Mode::empty(), beneath) else { return Ok(()) };
     for name in FILES_OF_HOST {
-        let find = |folder| statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).ok();
+        let find = |folder: BorrowedFd<'_>| statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).ok();
         let is_place = |found: rustix::fs::Stat| {
             FileType::from_raw_mode(found.st_mode) == FileType::RegularFile && found.st_size == 0
         };
-        if of_base.as_ref().and_then(find).is_none() && find(&etc).is_some_and(is_place) {
+        let in_base = of_base.as_ref().and_then(|etc| find(etc.as_fd()));
+        if in_base.is_none() && find(etc.as_fd()).is_some_and(is_place) {
             unlinkat(&etc, name, AtFlags::empty())?;
         }
     }

@@ -5,6 +5,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How long a client may say nothing: one that is silent must not hold up the others, nor the end of the test.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// An answer to a GET.
 #[derive(Debug, Clone)]
@@ -65,6 +69,8 @@ impl Drop for Server {
 }
 
 fn answer(stream: TcpStream, answers: &impl Fn(&str) -> Answer) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
     let mut lines = BufReader::new(&stream).lines();
     let request = lines.next().transpose()?.unwrap_or_default();
     for line in lines {

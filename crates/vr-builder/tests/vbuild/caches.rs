@@ -46,8 +46,41 @@ fn what_the_python_suite_kept_is_used() {
     let yaml = world.yaml_with(COUNTING);
     let url = RepoUrl::parse(&world.path("app").display().to_string()).unwrap();
     let saved = world.write(&format!("builder/cache/{}", url.folder()), &[("runs", "xxx")]);
+    // Also after others have been built, which look at how large all caches are.
+    let other = world.git("other", &[("x", "x")]);
+    world
+        .build(&world.yaml(&other, &format!("buildpack_urls: [{}]", world.path("pack").display())))
+        .expect(0);
     assert!(world.build(&yaml).expect(0).stdout.ends_with("\nruns: xxx\n"));
     assert_eq!(fs::read_to_string(saved.join("buildpack_cache/runs")).unwrap(), "xxxx");
+    world.assert_clean();
+}
+
+#[test]
+fn what_an_overlay_would_misunderstand_is_in_no_cache() {
+    let world = World::new();
+    let yaml = world.yaml_with("ls $2; mknod $2/gone c 0 0 2>/dev/null || echo refused >$2/said");
+    world.build(&yaml).expect(0);
+    assert!(world.build(&yaml).expect(0).stdout.ends_with("\nsaid\n"));
+    world.assert_clean();
+}
+
+#[test]
+fn a_cache_that_cannot_be_saved_is_no_reason_to_fail() {
+    let world = World::new();
+    // Deeper than any path can say.
+    let deep = "cd $2; n=$(printf %0100d 1); for _ in {1..60}; do mkdir $n && cd -P $n; done 2>/dev/null";
+    let yaml = world.yaml_with(&format!("ls $2; {deep}; true"));
+    world.build(&yaml).expect(0);
+    // The first is moved into its place as a whole; the second has changes.
+    world.write(
+        "pack",
+        &[("bin/compile", &format!("#!/bin/bash\nls $2; mkdir $2/more; cd $2/more; {}\n", &deep[7..]))],
+    );
+    crate::support::commit(&world.path("pack"), "v2");
+    world.build(&yaml).expect(0);
+    world.build(&yaml).expect(0);
+    assert!(world.out("build.tar.gz").exists());
     world.assert_clean();
 }
 

@@ -1,6 +1,8 @@
 //! Which buildpack builds, and what it is asked.
 
-use crate::support::{World, commit};
+use std::fs;
+
+use crate::support::{World, commit, hg};
 
 fn pack(world: &World, name: &str, detect: &str) -> String {
     let compile = format!("#!/bin/sh\necho built by {name}\n");
@@ -104,4 +106,43 @@ fn release_data_is_kept_whether_there_is_any_or_not() {
     commit(&pack, "v3");
     world.build(&yaml).expect(0);
     assert_eq!(world.result()["release_data"]["config_vars"]["DIR"].as_str(), Some("/build/app"));
+}
+
+#[test]
+fn the_manuals_examples_run_as_written_but_for_their_urls() {
+    let world = World::new();
+    let app = world
+        .hg("vr_python_example", &[("requirements.txt", "flask\n"), ("Procfile", "web: python app.py\n")]);
+    hg(&app, &["tag", "v3"]);
+    let no = [("bin/detect", "#!/bin/sh\nexit 1\n"), ("bin/compile", "#!/bin/sh\nexit 9\n")];
+    let (nodejs, scala) =
+        (world.git("heroku-buildpack-nodejs", &no), world.git("heroku-buildpack-scala", &no));
+    let python = world.git(
+        "yg-buildpack-python2",
+        &[
+            ("bin/detect", "#!/bin/sh\n[ -f $1/requirements.txt ] && echo Python\n"),
+            ("bin/compile", "#!/bin/sh\necho '-----> Preparing Python environment'\ncp $1/requirements.txt $1/installed\n"),
+        ],
+    );
+    let beginning =
+        format!("app_name: vr_python_example\napp_repo_type: hg\napp_repo_url: {}\n", app.display());
+    let list =
+        format!("buildpack_urls:\n- {}\n- {}\n- {}\n", nodejs.display(), scala.display(), python.display());
+    let one = format!("buildpack_url: {}\n", python.display());
+    let mut sums = Vec::new();
+    for (how, headings) in [
+        (list, "-----> Python app detected\n-----> Preparing Python environment\n"),
+        (one, "-----> Preparing Python environment\n"),
+    ] {
+        let yaml = world.path("my_app.yaml");
+        fs::write(&yaml, format!("{beginning}{how}version: v3\n")).unwrap();
+        world.build(&yaml).expect(0);
+        assert_eq!(world.log(), headings);
+        assert!(world.packed().contains(&"installed".to_owned()));
+        assert!(
+            world.result()["buildpack_url"].as_str().unwrap().starts_with(&format!("{}#", python.display()))
+        );
+        sums.push(world.md5());
+    }
+    assert_eq!(sums[0], sums[1]);
 }

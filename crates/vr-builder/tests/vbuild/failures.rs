@@ -12,7 +12,9 @@ fn a_compile_that_fails_keeps_its_log() {
     let world = World::new();
     let yaml = world.yaml_with("echo to stdout; echo to stderr >&2; echo half > $1/made; exit 23");
     fs::create_dir_all(world.path("out")).unwrap();
-    fs::write(world.out("build.tar.gz"), "of an earlier build").unwrap();
+    for name in ["build.tar.gz", "build_result.yaml"] {
+        fs::write(world.out(name), "of an earlier build").unwrap();
+    }
     let ended = world.build(&yaml).expect(4);
     assert_eq!(ended.error(), "compile failed: bin/compile of pack ended with exit code 23");
     let log = world.out("compile.log").canonicalize().unwrap();
@@ -24,6 +26,35 @@ fn a_compile_that_fails_keeps_its_log() {
     assert!(ended.stderr.ends_with(&details), "{}", ended.stderr);
     assert_eq!(world.log(), "-----> Toy app detected\nto stdout\nto stderr\n");
     assert_eq!(ended.stdout, world.log());
+    world.assert_no_build();
+}
+
+#[test]
+fn the_end_of_a_log_is_kept_however_long_it_is() {
+    let world = World::new();
+    let yaml = world.yaml_with("yes 'and so on and on' | head -n 4000000; echo the real cause; exit 1");
+    let ended = ended(&mut world.vbuild(&["build", "-q"], &yaml)).expect(4);
+    assert!(ended.stderr.contains("\n  | and so on and on\n  | the real cause\n"), "{}", ended.stderr);
+    let log = world.log();
+    assert!(log.len() < 68 << 20 && log.ends_with("\nthe real cause\n"), "{}", log.len());
+    assert!(log.contains("\n[of what came after 64 MiB, only the end is kept]\n"));
+    world.assert_no_build();
+}
+
+#[test]
+fn a_result_that_a_failed_build_was_made_after_stays() {
+    let world = World::new();
+    world.build(&world.yaml_with("true")).expect(0);
+    let text = fs::read_to_string(world.out("build_result.yaml")).unwrap();
+    let result = text.replace("version: v1", "version: v9");
+    assert_ne!(result, text);
+    fs::write(world.out("build_result.yaml"), &result).unwrap();
+    // In its folder, by a name that is not the whole path.
+    world.build(Path::new("build_result.yaml")).expect(2);
+    assert_eq!(fs::read_to_string(world.out("build_result.yaml")).unwrap(), result);
+    assert!(!world.out("build.tar.gz").exists());
+    fs::copy(world.out("build_result.yaml"), world.path("copy.yaml")).unwrap();
+    world.build(&world.path("copy.yaml")).expect(2);
     world.assert_no_build();
 }
 

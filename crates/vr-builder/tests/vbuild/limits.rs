@@ -83,14 +83,38 @@ fn time_of_a_checkout() {
     let url = format!("http://{}/app.git", silent.local_addr().unwrap());
     let pack = world.pack("pack", "true");
     let yaml = world.yaml(url.as_ref(), &format!("buildpack_url: {}", pack.display()));
-    let ended = ended(&mut world.vbuild(&["build", "--timeout", "1s"], &yaml)).expect(5);
-    assert_eq!(ended.error(), format!("git ls-remote for {url} did not end in time and was stopped"));
-    assert!(
-        ended
-            .stderr
-            .ends_with("\n  in the step checkout\nhint: --timeout allows more, such as --timeout 1h\n")
-    );
+    for command in ["build", "shell"] {
+        let ended = ended(&mut world.vbuild(&[command, "--timeout", "1s"], &yaml)).expect(5);
+        assert_eq!(ended.error(), format!("git ls-remote for {url} did not end in time and was stopped"));
+        assert!(
+            ended
+                .stderr
+                .ends_with("\n  in the step checkout\nhint: --timeout allows more, such as --timeout 1h\n")
+        );
+        world.assert_no_build();
+    }
+}
+
+#[test]
+fn more_than_any_host_unpacks() {
+    let world = World::new();
+    // A hole costs nothing on disk, and days to read.
+    let yaml = world.yaml_with("truncate -s 1T $1/large");
+    let ended = ended(&mut world.vbuild(&["build", "--disk", "8M", "--timeout", "10s"], &yaml)).expect(5);
+    let expected =
+        "/large has 1099511627776 bytes, holes included: with it, the tarball would hold more than 21474836480";
+    assert!(ended.error().starts_with("cannot make the tarball: /"), "{}", ended.error());
+    assert!(ended.error().ends_with(expected), "{}", ended.error());
+    assert!(ended.stderr.contains("\n  in the step pack\n"), "{}", ended.stderr);
     world.assert_no_build();
+    assert!(world.caches().is_empty());
+}
+
+#[test]
+fn a_shell_takes_no_limit_that_it_would_not_keep() {
+    let world = World::new();
+    let refused = ended(&mut world.vbuild(&["shell", "--disk=1G"], "none.yaml".as_ref())).expect(2);
+    assert!(refused.stderr.contains("unexpected argument '--disk'"), "{}", refused.stderr);
 }
 
 #[test]

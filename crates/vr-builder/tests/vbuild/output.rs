@@ -143,6 +143,19 @@ fn quiet_says_nothing_and_json_says_all_in_one_line() {
 }
 
 #[test]
+fn the_line_of_json_is_one_of_its_own() {
+    for (compile, code) in [("printf 'no newline'", 0), ("printf 'no newline'; exit 1", 4)] {
+        let world = World::new();
+        let ended = ended(&mut world.vbuild(&["build", "--json"], &world.yaml_with(compile))).expect(code);
+        let lines: Vec<&str> = ended.stdout.lines().collect();
+        assert_eq!(&lines[..2], ["-----> Toy app detected", "no newline"]);
+        let value: serde_json::Value = serde_json::from_str(lines[2]).unwrap();
+        assert_eq!((value["ok"].as_bool(), lines.len()), (Some(code == 0), 3));
+        assert_eq!(world.log(), "-----> Toy app detected\nno newline");
+    }
+}
+
+#[test]
 fn the_shell_has_what_a_build_has() {
     let world = World::new();
     let yaml = world.yaml_with("echo compiled | tee -a $1/made $2/kept; [ -z \"$STOP\" ]");

@@ -42,6 +42,32 @@ fn a_signal_ends_a_checkout_too() {
 }
 
 #[test]
+fn a_signal_at_the_very_end_is_obeyed_or_comes_too_late_but_never_ends_it_without_a_word() {
+    for _ in 0..3 {
+        let world = World::new();
+        let yaml =
+            world.yaml_with("mkdir -p $2/d; for n in {1..300}; do echo $n >$2/d/$n; done; mv $2/d $2/e");
+        let mut build = Started::new(&mut world.vbuild(&["build", "--json"], &yaml));
+        build.until_said("saving the cache");
+        build.signal(Signal::SIGTERM);
+        let ended = build.end();
+        let line = ended.stdout.lines().last().unwrap();
+        let value: serde_json::Value = serde_json::from_str(line).unwrap();
+        match ended.code {
+            Some(0) => {
+                assert_eq!(value["ok"], true);
+                assert!(world.out("build.tar.gz").exists() && world.out("build_result.yaml").exists());
+                world.assert_clean();
+            }
+            code => {
+                assert_eq!((code, &value["error"]), (Some(1), &"stopped by SIGTERM".into()));
+                world.assert_no_build();
+            }
+        }
+    }
+}
+
+#[test]
 fn what_a_killed_build_leaves_is_removed_by_the_next() {
     let world = World::new();
     let marker = marker();

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use tar::{Builder, EntryType, Header};
 
 use super::encoder::Encoder;
-use super::{ArchiveError, Compression, TarballKind, xattrs};
+use super::{ArchiveError, Compression, MOST_BYTES, MOST_ENTRIES, TarballKind, xattrs};
 use crate::fetch::aside::{AsideFile, folder_of};
 
 /// 1980-01-01T00:00:00Z: the earliest time that zip files can hold, so that apps can still be zipped.
@@ -38,17 +38,26 @@ pub struct PackOptions {
     pub kind: TarballKind,
     /// Whether every entry gets the time 1980-01-01, or its own in whole seconds.
     pub fixed_time: bool,
+    /// The most bytes that all files together may have (default 20 GiB), holes included.
+    pub max_bytes: u64,
+    /// The most entries (default 2 million).
+    pub max_entries: u64,
 }
 
 impl PackOptions {
     /// An app's build: times are fixed, so that the same revision gives the same bytes.
     pub fn build() -> Self {
-        Self { kind: TarballKind::Build, fixed_time: true }
+        Self {
+            kind: TarballKind::Build,
+            fixed_time: true,
+            max_bytes: MOST_BYTES,
+            max_entries: MOST_ENTRIES,
+        }
     }
 
     /// An operating system: times are kept, because programs compare those of their files with what they cached.
     pub fn image() -> Self {
-        Self { kind: TarballKind::Image, fixed_time: false }
+        Self { kind: TarballKind::Image, fixed_time: false, ..Self::build() }
     }
 }
 
@@ -73,8 +82,8 @@ pub struct PackSummary {
 /// symbolic links are kept; sockets are left out, and from builds pipes and device nodes too. Holes of sparse
 /// files are packed as the zeros they read as. The tarball is written aside and renamed, over an older one.
 ///
-/// Errors: the tarball's name says no compression, it would be inside of `dir`, it cannot be written, or something in
-/// `dir` cannot be read or changes meanwhile.
+/// Errors: the tarball's name says no compression, it would be inside of `dir`, it cannot be written, something in
+/// `dir` cannot be read or changes meanwhile, or exceeds a limit. A file that is too large is not read.
 pub fn pack(dir: &Path, tarball: &Path, options: &PackOptions) -> Result<PackSummary, ArchiveError> {
     let root = rustix::fs::open(dir, FOLDER, Mode::empty())
         .map_err(|error| ArchiveError::Open { path: dir.to_owned(), source: error.into() })?;
@@ -105,6 +114,10 @@ pub fn pack_open(
     let summary = packed.map_err(|(path, failure)| match failure {
         Failure::Pack(source) => ArchiveError::Pack { path: shown.join(path), source },
         Failure::Write(source) => write_error(source),
+        Failure::TooLarge(bytes) => {
+            ArchiveError::TooLarge { path: shown.join(path), bytes, limit: options.max_bytes }
+        }
+        Failure::TooMany => ArchiveError::TooMany { path: shown.join(path), limit: options.max_entries },
     })?;
     aside.place().map_err(write_error)?;
     Ok(summary)
@@ -123,6 +136,10 @@ enum Failure {
     Pack(io::Error),
     /// Something about the tarball.
     Write(io::Error),
+    /// With this file of so many bytes there would be too many of them.
+    TooLarge(u64),
+    /// There would be too many entries.
+    TooMany,
 }
 
 impl From<io::Error> for Failure {
@@ -288,6 +305,10 @@ impl Packer<'_> {
             self.hard_links.insert(identity, path.to_owned());
         }
         let size = u64::try_from(stat.st_size).unwrap_or_default();
+        // Before any of it is read: a file that is one hole may have more bytes than anybody could wait for.
+        if size > self.options.max_bytes - self.unpacked_bytes {
+            return Err(Failure::TooLarge(size));
+        }
         let attributes = xattrs::read(&file, self.options.kind)?;
         self.append(EntryType::Regular, path, &stat, size, &attributes)?;
         self.data(file, size)
@@ -390,6 +411,9 @@ impl Packer<'_> {
 
     /// Names and targets go in byte for byte: the usual functions tidy them up, and a link's target is not ours to change.
     fn append_raw(&mut self, mut header: Header, name: &[u8], target: Option<&[u8]>) -> Result<(), Failure> {
+        if self.entries == self.options.max_entries {
+            return Err(Failure::TooMany);
+        }
         self.entries += 1;
         if let Some(target) = target {
             let in_header = self.long_or_short(EntryType::GNULongLink, target)?;

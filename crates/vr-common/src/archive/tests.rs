@@ -295,18 +295,13 @@ fn a_fixed_owner_owns_everything() {
 }
 
 #[test]
-fn special_files_are_skipped_refused_or_kept() {
-    let null = || Entry { kind: EntryType::Fifo, mode: 0o666, ..file("pipe", b"") };
-    let place = Place::with(&[null(), file("after", b"x")]);
+fn special_files_are_left_out_and_counted() {
+    let pipe = Entry { kind: EntryType::Fifo, mode: 0o666, ..file("pipe", b"") };
+    let place = Place::with(&[pipe, file("after", b"x")]);
     let summary = place.unpack(&mine()).unwrap();
     assert_eq!((summary.entries, summary.skipped), (2, 1));
     assert!(!place.path("into/pipe").exists());
-    let refuse = UnpackOptions { special_files: SpecialFiles::Refuse, ..mine() };
-    let error = place.unpack(&refuse).unwrap_err().to_string();
-    assert!(error.ends_with("its entry \"pipe\" is a device node or a pipe"), "{error}");
-    let keep = UnpackOptions { special_files: SpecialFiles::Keep, ..mine() };
-    place.unpack(&keep).unwrap();
-    assert!(place.path("into/pipe").symlink_metadata().unwrap().file_type().is_fifo());
+    assert_eq!(place.read("after"), "x");
 }
 
 #[test]
@@ -452,6 +447,44 @@ fn progress_counts_the_tarball_from_its_first_byte_to_its_last() {
     }
 }
 
+#[test]
+fn packing_has_the_bounds_of_unpacking_and_does_not_read_what_is_beyond_them() {
+    let place = tempfile::tempdir().unwrap();
+    let source = place.path().join("source");
+    fs::create_dir_all(source.join("a")).unwrap();
+    fs::write(source.join("a/file"), [1; 600]).unwrap();
+    // Two names of one file have its bytes once.
+    fs::hard_link(source.join("a/file"), source.join("b")).unwrap();
+    fs::write(source.join("c"), [1; 400]).unwrap();
+    let tarball = place.path().join("x.tar.gz");
+    let exact = PackOptions { max_bytes: 1000, max_entries: 4, ..PackOptions::build() };
+    let summary = pack(&source, &tarball, &exact).unwrap();
+    assert_eq!((summary.unpacked_bytes, summary.entries), (1000, 4));
+    let as_exact = UnpackOptions { max_bytes: 1000, max_entries: 4, ..mine() };
+    unpack(&tarball, &place.path().join("into"), &as_exact).unwrap();
+
+    fs::remove_file(&tarball).unwrap();
+    let error = |options| pack(&source, &tarball, &options).unwrap_err().to_string();
+    let path = |name: &str| source.join(name).display().to_string();
+    assert_eq!(
+        error(PackOptions { max_bytes: 999, ..PackOptions::build() }),
+        format!("{} has 400 bytes, holes included: with it, the tarball would hold more than 999", path("c"))
+    );
+    assert_eq!(
+        error(PackOptions { max_entries: 3, ..PackOptions::image() }),
+        format!("with {} the tarball would hold more than 3 files, folders and links", path("c"))
+    );
+    // Days of reading.
+    File::create(source.join("a/hole")).unwrap().set_len(10 << 40).unwrap();
+    for options in [PackOptions::build(), PackOptions::image()] {
+        let error = error(options);
+        let expected = format!("{} has 10995116277760 bytes, ", path("a/hole"));
+        assert!(error.starts_with(&expected) && error.ends_with(" more than 21474836480"), "{error}");
+    }
+    let left: Vec<_> = fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| name == "source" || name == "into"), "{left:?}");
+}
+
 fn random_bytes(length: usize) -> Vec<u8> {
     (0..length).map(|_| rand::random()).collect()
 }
@@ -536,13 +569,13 @@ fn images_are_packed_with_owners_pipes_and_times() {
     std::os::unix::fs::lchown(source.join("a/file"), Some(12), Some(34)).unwrap();
     let tarball = place.path().join("image.tar.zst");
     let first = pack(&source, &tarball, &PackOptions::image()).unwrap();
-    let keep = UnpackOptions { special_files: SpecialFiles::Keep, ..UnpackOptions::image() };
     let copy = place.path().join("copy");
-    unpack(&tarball, &copy, &keep).unwrap();
+    unpack(&tarball, &copy, &UnpackOptions::image()).unwrap();
     let metadata = fs::metadata(copy.join("a/file")).unwrap();
     assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o7777), (12, 34, 0o751));
     assert_eq!(metadata.mtime(), fs::metadata(source.join("a/file")).unwrap().mtime());
-    assert!(copy.join("pipe").symlink_metadata().unwrap().file_type().is_fifo());
+    // It is packed and not unpacked.
+    fs::rename(source.join("pipe"), copy.join("pipe")).unwrap();
     let second = pack(&copy, &place.path().join("again.tar.zst"), &PackOptions::image()).unwrap();
     assert_eq!(first.md5, second.md5);
 }
@@ -600,7 +633,6 @@ fn gnu_tar_reads_what_is_packed_and_the_other_way_round() {
     let again = pack(&place.path().join("theirs"), &place.path().join("again.tar.gz"), &PackOptions::image());
     assert_eq!(again.unwrap().md5, md5_file(&tarball).unwrap());
 
-    let keep = UnpackOptions { special_files: SpecialFiles::Keep, ..UnpackOptions::image() };
     let forms: [(&str, &[&str]); 5] = [
         ("gnu", &["--format=gnu", "--sparse"]),
         ("posix-0.1", &["--format=posix", "--sparse", "--sparse-version=0.1"]),
@@ -611,7 +643,8 @@ fn gnu_tar_reads_what_is_packed_and_the_other_way_round() {
     for (format, options) in forms {
         tar(&[&["-czf", "theirs.tar.gz"], options, &["-C", "source", "."]].concat());
         let copy = place.path().join(format);
-        unpack(&place.path().join("theirs.tar.gz"), &copy, &keep).unwrap();
+        unpack(&place.path().join("theirs.tar.gz"), &copy, &UnpackOptions::image()).unwrap();
+        tar(&["-xpzf", "ours.tar.gz", "-C", format, "pipe"]);
         let again = pack(&copy, &place.path().join("again.tar.gz"), &PackOptions::image());
         assert_eq!(again.unwrap().md5, md5_file(&tarball).unwrap(), "{format}");
         let stored = fs::metadata(copy.join("holes")).unwrap().blocks() * 512;

@@ -14,7 +14,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chownat,
-    fchmod, fchown, fstat, futimens, linkat, makedev, mkdirat, mknodat, openat, openat2, statat, symlinkat,
+    fchmod, fchown, fstat, futimens, linkat, mkdirat, openat, openat2, statat, symlinkat,
     unlinkat, utimensat,
 };
 use rustix::io::Errno;
@@ -23,7 +23,7 @@ use tar::{EntryType, Header};
 use super::ahead::ReadAhead;
 use super::compression::{Compression, open_known};
 use super::reader::{Member, TarReader};
-use super::{ArchiveError, TarballKind, xattrs};
+use super::{ArchiveError, MOST_BYTES, MOST_ENTRIES, TarballKind, xattrs};
 use crate::progress::Progress;
 
 /// Bytes that are copied at once.
@@ -50,17 +50,6 @@ pub enum Owner {
     },
 }
 
-/// What to do with device nodes and pipes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SpecialFiles {
-    /// Refuse the archive.
-    Refuse,
-    /// Leave them out, and count them.
-    Skip,
-    /// Make them; device nodes need root.
-    Keep,
-}
-
 /// How to unpack.
 #[derive(Debug, Clone)]
 pub struct UnpackOptions {
@@ -71,8 +60,6 @@ pub struct UnpackOptions {
     pub owner: Owner,
     /// Whether set-user-id and set-group-id bits are kept.
     pub keep_setuid: bool,
-    /// What happens to device nodes and pipes.
-    pub special_files: SpecialFiles,
     /// The most bytes that all files together may have (default 20 GiB), holes included.
     pub max_bytes: u64,
     /// The most entries (default 2 million).
@@ -93,9 +80,8 @@ impl UnpackOptions {
             kind: TarballKind::Build,
             owner: Owner::Fixed { uid, gid },
             keep_setuid: false,
-            special_files: SpecialFiles::Skip,
-            max_bytes: 20 << 30,
-            max_entries: 2_000_000,
+            max_bytes: MOST_BYTES,
+            max_entries: MOST_ENTRIES,
             max_path: 4096,
             max_folder_memory: 512 << 20,
             progress: Progress::Quiet,
@@ -122,10 +108,11 @@ pub struct UnpackSummary {
 /// Unpacks a tarball into a folder, which is made when it is missing.
 ///
 /// An entry replaces what has its name already, except that a folder keeps an existing folder's files. After an error
-/// the folder is in any state, so callers unpack beside the final place and rename. Device nodes and pipes are left out
-/// unless the options say otherwise: whatever runs on the files gets a `/dev` of its own. Holes of sparse files stay
-/// holes. Errors: the archive cannot be read, is truncated, has an
-/// entry that would end up outside of the folder or that goes through a symbolic link, or exceeds a limit.
+/// the folder is in any state, so callers unpack beside the final place and rename. Device nodes and pipes are left
+/// out: whatever runs on the files gets a `/dev` of its own. Holes of sparse files stay holes.
+///
+/// Errors: the archive cannot be read, is truncated, has an entry that would end up outside of the folder or that goes
+/// through a symbolic link, or exceeds a limit.
 pub fn unpack(tarball: &Path, into: &Path, options: &UnpackOptions) -> Result<UnpackSummary, ArchiveError> {
     let (compression, reader) = open_known(tarball, &options.progress)?;
     let reader =
@@ -293,14 +280,10 @@ impl Unpacker<'_> {
                 self.finish_link(&parent, last, &metadata)
             }
             EntryType::Link => self.hard_link(member, &components, &parent, last),
-            EntryType::Char | EntryType::Block | EntryType::Fifo => match self.options.special_files {
-                SpecialFiles::Refuse => Err(EntryFailure::Refused("is a device node or a pipe")),
-                SpecialFiles::Skip => {
-                    self.summary.skipped += 1;
-                    Ok(())
-                }
-                SpecialFiles::Keep => self.special(member, &components, &parent, last, &metadata),
-            },
+            EntryType::Char | EntryType::Block | EntryType::Fifo => {
+                self.summary.skipped += 1;
+                Ok(())
+            }
             _ => Err(EntryFailure::Refused("is of a kind that this program does not know")),
         }
     }
@@ -492,30 +475,6 @@ impl Unpacker<'_> {
         self.replace(components, parent, name, || {
             linkat(&target_parent, target_name.as_slice(), parent, name, AtFlags::empty())
         })
-    }
-
-    fn special(
-        &mut self,
-        member: &Member,
-        components: &Components,
-        parent: &OwnedFd,
-        name: &[u8],
-        metadata: &Metadata,
-    ) -> Result<(), EntryFailure> {
-        let header = &member.header;
-        let device = || match (header.device_major(), header.device_minor()) {
-            (Ok(major), Ok(minor)) => Ok(makedev(major.unwrap_or_default(), minor.unwrap_or_default())),
-            (Err(error), _) | (_, Err(error)) => Err(EntryFailure::Corrupt(error)),
-        };
-        let (file_type, device) = match header.entry_type() {
-            EntryType::Char => (FileType::CharacterDevice, device()?),
-            EntryType::Block => (FileType::BlockDevice, device()?),
-            // A pipe's numbers mean nothing, and are often blank.
-            _ => (FileType::Fifo, 0),
-        };
-        let mode = Mode::from_raw_mode(metadata.mode & 0o777);
-        self.replace(components, parent, name, || mknodat(parent, name, file_type, mode, device))?;
-        self.finish_link(parent, name, metadata)
     }
 
     /// Owner and time of something that cannot be opened.

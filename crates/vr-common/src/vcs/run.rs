@@ -13,8 +13,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::{RepoUrl, VcsError};
 
-/// The most bytes kept of each stream: the first of standard output, the last of standard error.
-const KEEP_OUTPUT: usize = 4 * 1024 * 1024;
+/// The most bytes of standard output, and how many of the last ones of standard error are kept.
+const LARGEST_OUTPUT: usize = 4 * 1024 * 1024;
 const KEEP_ERRORS: usize = 64 * 1024;
 /// How many of the last lines on standard error a message quotes, and how long they may be together.
 const QUOTED_LINES: usize = 4;
@@ -25,9 +25,16 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// What a program said and how it ended.
 pub(super) struct Ended {
     pub success: bool,
-    pub stdout: String,
+    pub stdout: Vec<u8>,
     /// The last lines of standard error, on one line.
     pub said: String,
+}
+
+impl Ended {
+    /// Standard output without the spaces around it, for what is a text, such as a hash.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).trim().to_owned()
+    }
 }
 
 /// One repository, one program, one deadline.
@@ -41,7 +48,7 @@ pub(super) struct Runner<'a> {
 
 impl Runner<'_> {
     /// Runs a command; `step` is what it is called in messages.
-    /// Only a program that cannot be started or does not end in time is an error.
+    /// Only a program that cannot be started, does not end in time or says more than 4 MiB is an error.
     pub fn run(&self, step: &str, mut command: Command) -> Result<Ended, VcsError> {
         let start_error = |source| VcsError::Start { program: self.program, source };
         let timed_out =
@@ -53,7 +60,8 @@ impl Runner<'_> {
         crate::process::mark(&mut command);
         let mut child = command.spawn().map_err(start_error)?;
         let stdout = Kept::collect(child.stdout.take(), |kept, chunk| {
-            let room = KEEP_OUTPUT - kept.len();
+            // One more shows that there was more.
+            let room = LARGEST_OUTPUT + 1 - kept.len();
             kept.extend_from_slice(&chunk[..chunk.len().min(room)]);
         });
         let stderr = Kept::collect(child.stderr.take(), |kept, chunk| {
@@ -68,18 +76,21 @@ impl Runner<'_> {
             return Err(timed_out());
         }
         let drained = Instant::now() + DRAIN;
-        let stdout = stdout.text_by(drained);
-        let stderr = stderr.text_by(drained);
+        let stdout = stdout.bytes_by(drained);
+        let stderr = String::from_utf8_lossy(&stderr.bytes_by(drained)).into_owned();
         // Nothing that git or hg started may outlive it. Only after this is the child's number free for others.
         kill_group(&child);
         let status = child.wait().map_err(start_error)?;
-        Ok(Ended { success: status.success(), stdout, said: last_lines(&self.hide_credentials(&stderr)) })
+        if stdout.len() > LARGEST_OUTPUT {
+            return Err(self.failed(step, format!("expected at most {LARGEST_OUTPUT} bytes of output")));
+        }
+        Ok(Ended { success: status.success(), stdout, said: last_lines(&self.url.hide_in(&stderr)) })
     }
 
     /// Like [`Runner::run`], and a failure of the program is [`VcsError::Failed`]; gives its standard output, trimmed.
     pub fn must(&self, step: &str, command: Command) -> Result<String, VcsError> {
         let ended = self.run(step, command)?;
-        if ended.success { Ok(ended.stdout.trim().to_owned()) } else { Err(self.failed(step, ended.said)) }
+        if ended.success { Ok(ended.text()) } else { Err(self.failed(step, ended.said)) }
     }
 
     pub fn failed(&self, step: &str, said: String) -> VcsError {
@@ -90,25 +101,40 @@ impl Runner<'_> {
         VcsError::Unreachable { url: self.url.to_string(), said }
     }
 
-    pub fn unknown_revision(&self, revision: &str) -> VcsError {
-        let url = crate::fetch::without_credentials(self.url.url());
-        VcsError::UnknownRevision { url, revision: revision.to_owned() }
+    pub fn bad_content(&self, said: String) -> VcsError {
+        VcsError::BadContent { url: self.url.to_string(), said }
     }
 
-    /// git and hg mostly hide passwords themselves, but not in every message.
-    fn hide_credentials(&self, text: &str) -> String {
-        let url = self.url.url();
-        let mut hidden = text.replace(url, &crate::fetch::without_credentials(url));
-        let after_scheme = url.split_once("://").map_or("", |(_, rest)| rest);
-        let authority = after_scheme.split('/').next().unwrap_or_default();
-        if let Some((user, _)) = authority.rsplit_once('@')
-            && let Some((_, password)) = user.split_once(':')
-            && !password.is_empty()
-        {
-            hidden = hidden.replace(password, "***");
+    /// A repository from elsewhere must not make this machine's own ones part of itself. `what` the other one is, such as
+    /// `submodule`.
+    pub fn must_be_as_far(&self, part: &RepoUrl, what: &str) -> Result<(), VcsError> {
+        if self.url.is_local() || part.is_remote() {
+            return Ok(());
         }
-        hidden
+        let said = format!("its {what} {part} may not be on this machine, as the repository itself is not");
+        Err(self.bad_content(said))
     }
+
+    pub fn unknown_revision(&self, revision: &str) -> VcsError {
+        VcsError::UnknownRevision { url: self.url.shown(), revision: revision.to_owned() }
+    }
+}
+
+/// Whether a program says that this machine does not let it work, whatever the state of its files.
+pub(super) fn is_about_the_machine(said: &str) -> bool {
+    let said = said.to_ascii_lowercase();
+    [
+        "no space left on device",
+        "disk quota exceeded",
+        "file too large",
+        "permission denied",
+        "read-only file system",
+        "cannot allocate memory",
+        "out of memory",
+        "too many open files",
+    ]
+    .iter()
+    .any(|words| said.contains(words))
 }
 
 /// Waits for the end of a child; `false` when the deadline comes first.
@@ -169,13 +195,12 @@ impl Kept {
         Self { bytes, ended }
     }
 
-    /// The text, complete unless somebody keeps the stream open for longer than until `deadline`.
-    fn text_by(self, deadline: Instant) -> String {
+    /// The bytes, complete unless somebody keeps the stream open for longer than until `deadline`.
+    fn bytes_by(self, deadline: Instant) -> Vec<u8> {
         match self.ended.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(()) | Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => {}
         }
-        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&bytes).into_owned()
+        std::mem::take(&mut *self.bytes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

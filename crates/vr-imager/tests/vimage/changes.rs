@@ -1,7 +1,7 @@
 //! What a script does to files, and how it is in the new image: by a real container and a real overlay.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -168,4 +168,23 @@ touch --date=@1000000000 /srv/file /srv/new/deep /srv/new /srv\ntouch --no-deref
     let (_, one) = build("touch --date=@1000000000 /etc\n");
     let (_, two) = build("touch --date=@1000000000 /etc\n");
     assert_eq!(one, two);
+}
+
+#[test]
+fn what_only_the_container_needs_is_found_where_the_bases_links_lead() {
+    let world = World::with(|root| {
+        fs::create_dir_all(root.join("usr")).unwrap();
+        fs::rename(root.join("etc"), root.join("usr/etc")).unwrap();
+        symlink("usr/etc", root.join("etc")).unwrap();
+    });
+    world.build(&world.yaml("echo new > /etc/new; test -e /etc/hosts\n", "")).expect(0);
+    let listed = world.listed("new_1.tar.gz");
+    let below: Vec<&str> =
+        listed.iter().filter_map(|line| line.splitn(3, ' ').nth(2)?.strip_prefix("usr/etc/")).collect();
+    assert_eq!(
+        below,
+        ["", "group", "motd", "motd.twin link to usr/etc/motd", "new", "passwd", "resolv.conf"],
+        "{listed:#?}"
+    );
+    assert!(listed.contains(&"lrwxrwxrwx 0/0 etc -> usr/etc".to_owned()), "{listed:#?}");
 }

@@ -28,7 +28,7 @@ impl World {
         let root = dir.path().join("base");
         let programs = [
             "bash", "cat", "chmod", "chown", "env", "id", "ln", "ls", "mkdir", "mv", "rm", "rmdir", "sleep",
-            "touch", "cp",
+            "touch", "truncate", "cp",
         ];
         for program in programs {
             let program = Path::new("/bin").join(program);

@@ -73,6 +73,14 @@ pub enum ContainerError {
         /// What failed, on which path, and why.
         message: String,
     },
+    /// It was made, but its program cannot be run.
+    #[error("container {name}: {message}")]
+    Program {
+        /// The container.
+        name: String,
+        /// Which program, and why.
+        message: String,
+    },
     /// Its root was not ready in time.
     #[error("container {name}: its mounts were not ready within {seconds} s")]
     Slow {

@@ -559,7 +559,11 @@ impl Running {
                 Message::Failed(message) => {
                     self.kill()?;
                     self.wait()?;
-                    return Err(ContainerError::Setup { name: self.name.clone(), message });
+                    let name = self.name.clone();
+                    return Err(match ready {
+                        true => ContainerError::Program { name, message },
+                        false => ContainerError::Setup { name, message },
+                    });
                 }
             }
         }

@@ -1,6 +1,4 @@
-//! The options that all jobs have.
-
-use std::time::Duration;
+//! The options that all jobs have, and a shell in the container of one, too.
 
 use clap::Args;
 use vr_common::proc_data::{CpuLimit, Network};
@@ -8,12 +6,9 @@ use vr_common::proc_data::{CpuLimit, Network};
 use super::JobOptions;
 use crate::container::{Limits, Size};
 
-/// The options that all jobs have.
+/// The options that all jobs have, and a shell in the container of one, too.
 #[derive(Debug, Args)]
 pub struct JobArgs {
-    /// How long to wait for somebody else who uses the same files; without it, until they end
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-    lock_timeout: Option<Duration>,
     /// The memory that the container may use, such as 2G
     #[arg(long, value_name = "SIZE")]
     memory: Option<Size>,
@@ -23,9 +18,6 @@ pub struct JobArgs {
     /// The processors that the container may use, such as 1.5
     #[arg(long, value_name = "N")]
     cpus: Option<CpuLimit>,
-    /// What all files of the container may take on disk while it runs, such as 10G
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    disk: Option<u64>,
     /// The network that the container sees, whatever the file says: the host's, or nothing but a loopback interface
     #[arg(long, value_name = "host|none")]
     pub network: Option<Network>,
@@ -38,20 +30,18 @@ pub struct JobArgs {
 }
 
 impl JobArgs {
-    /// The same for a job, with how long its container may run.
-    pub fn options(&self, timeout: Duration) -> JobOptions {
+    /// The same for a job. What its container may do with time and disk, and how long it waits, is not among them.
+    pub fn options(&self) -> JobOptions {
         JobOptions {
-            timeout,
-            lock_timeout: self.lock_timeout,
             limits: Limits {
                 memory: self.memory.clone(),
                 memory_and_swap: None,
                 processes: self.processes,
                 cpu_thousandths: self.cpus.map(|cpus| cpus.thousandths),
             },
-            disk: self.disk,
             quiet: self.quiet,
             die_with_parent: self.die_with_parent,
+            ..JobOptions::default()
         }
     }
 }

@@ -109,7 +109,8 @@ impl JobError {
             | Self::OutOfMemory { .. }
             | Self::OutOfProcesses { .. }
             | Self::OutOfDisk { .. }
-            | Self::LockTimeout { .. } => LIMIT_HIT,
+            | Self::LockTimeout { .. }
+            | Self::Pack(ArchiveError::TooLarge { .. } | ArchiveError::TooMany { .. }) => LIMIT_HIT,
             _ => exit::FAILED,
         }
     }

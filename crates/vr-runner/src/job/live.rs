@@ -1,5 +1,6 @@
 //! Running a container to its end while its output goes to the terminal and to a log as it comes.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -15,6 +16,8 @@ use super::{DiskLimit, Interruption, Interrupts, JobError};
 
 /// The most that is kept of the output, in bytes. What is beyond it is still shown.
 const LOG_LIMIT: u64 = 64 << 20;
+/// How much of what is beyond it is kept all the same, in bytes: failures are explained at the end.
+const LOG_END: usize = 16 << 10;
 /// A pipe that polls as writable takes this much without blocking.
 const CHUNK: usize = 4096;
 /// How long the last output of a killed container may take to be shown.
@@ -51,6 +54,9 @@ pub struct Log {
     path: PathBuf,
     file: Option<File>,
     written: u64,
+    /// The last of what did not fit.
+    end: VecDeque<u8>,
+    left_out: bool,
 }
 
 impl Log {
@@ -58,7 +64,7 @@ impl Log {
     pub fn new(path: impl Into<PathBuf>) -> io::Result<Self> {
         let path = path.into();
         super::remove_file(&path)?;
-        Ok(Self { path, file: None, written: 0 })
+        Ok(Self { path, file: None, written: 0, end: VecDeque::new(), left_out: false })
     }
 
     /// The file's path.
@@ -67,8 +73,8 @@ impl Log {
     }
 
     /// Whether anything was written.
-    pub fn exists(&self) -> bool {
-        self.file.is_some()
+    pub fn has_output(&self) -> bool {
+        self.written > 0
     }
 
     /// Makes the file even though nothing was written.
@@ -80,19 +86,34 @@ impl Log {
         }
     }
 
-    /// Adds output, up to the limit.
+    /// Adds output, up to the limit; of what is beyond it, the last is kept until [`Log::finish`].
     pub fn add(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.written > LOG_LIMIT {
+        let room = usize::try_from(LOG_LIMIT - self.written).unwrap_or(usize::MAX);
+        let (fits, rest) = bytes.split_at(room.min(bytes.len()));
+        if !fits.is_empty() {
+            self.written += fits.len() as u64;
+            self.ensure()?.write_all(fits)?;
+        }
+        self.end.extend(rest);
+        let surplus = self.end.len().saturating_sub(LOG_END);
+        self.left_out |= surplus > 0;
+        self.end.drain(..surplus);
+        Ok(())
+    }
+
+    /// Adds the end of an output that did not fit.
+    pub fn finish(&mut self) -> io::Result<()> {
+        let (end, left_out) = (std::mem::take(&mut self.end), std::mem::take(&mut self.left_out));
+        if end.is_empty() {
             return Ok(());
         }
-        self.written += bytes.len() as u64;
-        let full = self.written > LOG_LIMIT;
         let file = self.ensure()?;
-        file.write_all(bytes)?;
-        if full {
-            writeln!(file, "\n[what came after {} MiB is not kept]", LOG_LIMIT >> 20)?;
+        if left_out {
+            writeln!(file, "\n[of what came after {} MiB, only the end is kept]", LOG_LIMIT >> 20)?;
         }
-        Ok(())
+        let (first, second) = end.as_slices();
+        file.write_all(first)?;
+        file.write_all(second)
     }
 }
 
@@ -109,7 +130,9 @@ pub(super) fn run_live(
     interrupts: &Interrupts,
 ) -> Result<ExitStatus, JobError> {
     let what = bounds.what;
-    let (ending, running) = follow(spec, log, show, bounds, interrupts)?;
+    let followed = follow(spec, log, show, bounds, interrupts);
+    log.finish().map_err(JobError::io("write", log.path()))?;
+    let (ending, running) = followed?;
     let status = match (ending, bounds.disk) {
         // It may have written all of it since the last look.
         (Ending::Ended(_), Some(limit)) if limit.is_exceeded() => {
@@ -149,7 +172,7 @@ fn follow(
         None => None,
     };
     let mut output = running.take_output();
-    let mut screen = Screen { on: show, waiting: Vec::new() };
+    let mut screen = Screen { on: show, waiting: Vec::new(), is_at_start: true };
     let mut killed: Option<(Ending, Instant)> = None;
     let mut buffer = vec![0; 16 * 1024];
     loop {
@@ -209,7 +232,10 @@ fn follow(
             screen.write();
         } else if let Some(pipe) = &output {
             match rustix::io::read(pipe, &mut buffer) {
-                Ok(0) => output = None,
+                Ok(0) => {
+                    output = None;
+                    screen.end_line();
+                }
                 Ok(length) => {
                     if let Err(error) = log.add(&buffer[..length]) {
                         running.kill()?;
@@ -235,12 +261,22 @@ fn follow(
 struct Screen {
     on: bool,
     waiting: Vec<u8>,
+    /// Of a line.
+    is_at_start: bool,
 }
 
 impl Screen {
     fn take(&mut self, bytes: &[u8]) {
         if self.on {
             self.waiting.extend_from_slice(bytes);
+            self.is_at_start = bytes.ends_with(b"\n");
+        }
+    }
+
+    /// Ends the last line: what comes next is a line of its own.
+    fn end_line(&mut self) {
+        if !self.is_at_start {
+            self.take(b"\n");
         }
     }
 

@@ -26,7 +26,7 @@ pub use disk::DiskLimit;
 pub use error::{JobError, LIMIT_HIT};
 pub use live::Log;
 pub use lock::{Locked, try_lock};
-pub use place::{move_file, remove_file, write_whole};
+pub use place::{is_same_file, move_file, remove_file, write_whole};
 pub use report::{Explained, Failed, report};
 pub use scratch::Scratch;
 pub use signals::{Interruption, Interrupts};
@@ -152,9 +152,9 @@ impl Job {
         limits
     }
 
-    /// The failure that ended it; `log` is where its container's output is.
+    /// The failure that ended it; `log` is where its container's output is, if there is any.
     pub fn failed<E>(&self, error: E, log: Option<&Log>) -> Failed<E> {
-        let log = log.filter(|log| log.exists()).map(|log| log.path().to_owned());
+        let log = log.filter(|log| log.has_output()).map(|log| log.path().to_owned());
         Failed { error: Box::new(error), step: self.steps.failed(), log }
     }
 }

@@ -1,5 +1,6 @@
 //! Result files, which are there whole or not at all.
 
+use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -22,14 +23,28 @@ pub fn move_file(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
+/// The name of the file aside is always the same, so that one that a killed run left goes with the next. Nobody else may
+/// be writing the same file.
 fn place(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut aside = tempfile::NamedTempFile::new_in(folder)?;
-    write(aside.as_file_mut())?;
-    aside.as_file().set_permissions(Permissions::from_mode(0o644))?;
-    aside.as_file().sync_all()?;
-    aside.persist(path).map_err(|error| error.error)?;
-    Ok(())
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".new");
+    let aside = path.with_file_name(name);
+    remove_file(&aside)?;
+    let written = || -> io::Result<()> {
+        let mut file = File::create_new(&aside)?;
+        write(&mut file)?;
+        file.set_permissions(Permissions::from_mode(0o644))?;
+        file.sync_all()?;
+        fs::rename(&aside, path)
+    };
+    written().inspect_err(|_| drop(remove_file(&aside)))
+}
+
+/// Whether both paths lead to one file, through links or not. Not when either leads nowhere.
+pub fn is_same_file(one: &Path, other: &Path) -> bool {
+    let ends = (fs::canonicalize(one), fs::canonicalize(other));
+    matches!(ends, (Ok(one), Ok(other)) if one == other)
 }
 
 /// Removes a file; one that is missing is fine.
@@ -45,6 +60,23 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+
+    #[test]
+    fn a_file_is_the_same_by_any_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("file"), "").unwrap();
+        fs::write(path("other"), "").unwrap();
+        std::os::unix::fs::symlink("file", path("link")).unwrap();
+        for (one, other, expected) in [
+            ("file", "./file", true),
+            ("file", "link", true),
+            ("file", "other", false),
+            ("none", "none", false),
+        ] {
+            assert_eq!(is_same_file(&path(one), &path(other)), expected, "{one} and {other}");
+        }
+    }
 
     #[test]
     fn files_are_moved_within_and_between_file_systems() {

@@ -35,7 +35,7 @@ pub struct Failed<E> {
     pub error: Box<E>,
     /// The step that it failed in.
     pub step: Option<&'static str>,
-    /// What its container said, should there be such a file.
+    /// What its container said, if it said anything.
     pub log: Option<PathBuf>,
 }
 

@@ -112,6 +112,8 @@ impl Interrupts {
 
 impl Drop for Interrupts {
     fn drop(&mut self) {
+        // One that came when there was nothing left to stop must not end the process before it has said what it did.
+        while let Ok(Some(_)) = self.signals.read_signal() {}
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.before), None);
     }
 }

@@ -21,13 +21,13 @@ use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
 use vr_common::process::command;
 use vr_runner::container::Engine;
+use vr_testing::until;
 
 use attempts::{Attempt, Case};
 use defences::Defence;
@@ -62,15 +62,6 @@ fn main() -> ExitCode {
 
 fn names() -> impl Iterator<Item = &'static str> {
     attempts::all().map(|attempt| attempt.name).chain(setup::TESTS.iter().map(|(name, _)| *name))
-}
-
-/// Waits until something holds, at most half a minute.
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// Starts the "host": in namespaces of its own, with a key in its session and a variable that nobody is to see.
