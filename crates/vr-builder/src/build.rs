@@ -82,7 +82,8 @@ pub struct BuildSummary {
 /// Whatever happens, nothing is left but the output files and the caches; after a failure there is no tarball.
 pub fn build(data: &BuildData, options: &BuildOptions) -> Result<BuildSummary, Failed<BuildError>> {
     let mut job = Job::begin("vbuild", &options.job).map_err(Failed::early)?;
-    let mut output = Output::prepare(&options.output, options.source.as_deref()).map_err(Failed::early)?;
+    let mut output =
+        Output::prepare(&job, &options.output, options.source.as_deref()).map_err(Failed::early)?;
     let result = run(&mut job, data, options, &mut output);
     if result.is_err() {
         output.take_back();

@@ -97,11 +97,7 @@ impl Common {
             output: output.to_owned(),
             source: Some(self.file.clone()),
             no_cache: self.no_cache,
-            job: JobOptions {
-                timeout: self.timeout,
-                lock_timeout: self.lock_timeout,
-                ..self.job.options()
-            },
+            job: JobOptions { timeout: self.timeout, lock_timeout: self.lock_timeout, ..self.job.options() },
         }
     }
 

@@ -114,6 +114,9 @@ impl Explained for BuildError {
 
     fn hint(&self) -> Option<String> {
         let text = match self {
+            Self::Job(JobError::Pack(ArchiveError::TooLarge { .. } | ArchiveError::TooMany { .. })) => {
+                "what the app does not need at run time can be named in .slugignore"
+            }
             Self::Job(error) => return error.hint(),
             Self::NoBuildpack { .. } => "set buildpack_url to use a buildpack without asking its bin/detect",
             Self::Refused { .. } => "take it out of buildpacks, or give it what its bin/detect looks for",

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use vr_common::build_data::BuildData;
 
 use crate::BuildError;
-use vr_runner::job::{Log, is_same_file, move_file, remove_file, write_whole};
+use vr_runner::job::{Job, Locked, Log, is_same_file, move_file, remove_file, write_whole};
 
-/// The files of one build, none of which is there at first.
+/// The files of one build, none of which is there at first, but for one that the build is made after.
 #[derive(Debug)]
 pub(crate) struct Output {
     /// The tarball's path.
@@ -16,15 +16,19 @@ pub(crate) struct Output {
     result: PathBuf,
     /// The log of the compile step.
     pub log: Log,
+    /// On the folder: the files of two builds must not be mixed.
+    _lock: Locked,
 }
 
 impl Output {
     /// In `folder`, which is made when it is missing. The files of an earlier build go: those of a build that fails
     /// must not be taken for its own. `source`, which the build is made after, stays.
-    pub(crate) fn prepare(folder: &Path, source: Option<&Path>) -> Result<Self, BuildError> {
+    pub(crate) fn prepare(job: &Job, folder: &Path, source: Option<&Path>) -> Result<Self, BuildError> {
         fs::create_dir_all(folder).map_err(BuildError::io("make", folder))?;
         let folder = folder.canonicalize().map_err(BuildError::io("find", folder))?;
+        let lock = job.lock(&folder)?;
         let output = Self {
+            _lock: lock,
             tarball: folder.join("build.tar.gz"),
             result: folder.join("build_result.yaml"),
             log: Log::new(folder.join("compile.log"))

@@ -29,6 +29,8 @@ pub use unpack::{Owner, UnpackOptions, UnpackSummary, unpack};
 /// many entries. Packing has the same bounds as unpacking: nobody could use what is packed beyond them.
 const MOST_BYTES: u64 = 20 << 30;
 const MOST_ENTRIES: u64 = 2_000_000;
+/// The longest path of an entry, in bytes.
+const LONGEST_PATH: usize = 4096;
 
 /// What a tarball holds, which decides about modes, extended attributes and device nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

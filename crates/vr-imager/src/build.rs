@@ -110,14 +110,16 @@ fn run(
         match ended {
             Ok(status) if status.success() => Ok(()),
             Ok(status) => Err(ImagerError::ScriptFailed { status }),
-            Err(JobError::Container(error)) => Err(not_started(error, data, |source| match script.interpreter() {
-                Some(program) => ImagerError::InterpreterNotRun {
-                    image: data.base_image_name.clone(),
-                    program: program.to_owned(),
-                    source,
-                },
-                None => ImagerError::ProgramNotRun(source),
-            })),
+            Err(JobError::Container(error)) => {
+                Err(not_started(error, data, |source| match script.interpreter() {
+                    Some(program) => ImagerError::InterpreterNotRun {
+                        image: data.base_image_name.clone(),
+                        program: program.to_owned(),
+                        source,
+                    },
+                    None => ImagerError::ProgramNotRun(source),
+                }))
+            }
             Err(error) => Err(error.into()),
         }
     })?;

@@ -177,7 +177,9 @@ fn until_line(stream: &mut (impl Read + AsFd), text: &str, patience: Duration) -
         let timeout = PollTimeout::try_from(left).expect("a deadline that fits");
         match poll(&mut [PollFd::new(stream.as_fd(), PollFlags::POLLIN)], timeout) {
             Err(Errno::EINTR) => continue,
-            ready => assert_ne!(ready, Ok(0), "within {patience:?} no line with {text:?} in:\n{}", shown(&all)),
+            ready => {
+                assert_ne!(ready, Ok(0), "within {patience:?} no line with {text:?} in:\n{}", shown(&all))
+            }
         }
         // Byte by byte: what comes after the line is still wanted.
         let mut byte = [0];

@@ -61,9 +61,9 @@ fn no_match_is_said_and_leaves_nothing() {
     let (one, two) = (pack(&world, "one", "echo no; exit 1"), pack(&world, "two", "exit 7"));
     let three = world.git("three", &[("README", "no programs in here\n")]);
     let yaml = world.yaml(&app, &format!("buildpack_urls: [{one}, {two}, {}]", three.display()));
-    std::fs::create_dir_all(world.path("out")).unwrap();
+    fs::create_dir_all(world.path("out")).unwrap();
     for stale in ["build.tar.gz", "compile.log"] {
-        std::fs::write(world.out(stale), "of an earlier build").unwrap();
+        fs::write(world.out(stale), "of an earlier build").unwrap();
     }
     let ended = world.build(&yaml).expect(3);
     assert_eq!(ended.error(), "no buildpack matched: tried one, two, three");

@@ -101,8 +101,7 @@ fn more_than_any_host_unpacks() {
     // A hole costs nothing on disk, and days to read.
     let yaml = world.yaml_with("truncate -s 1T $1/large");
     let ended = ended(&mut world.vbuild(&["build", "--disk", "8M", "--timeout", "10s"], &yaml)).expect(5);
-    let expected =
-        "/large has 1099511627776 bytes, holes included: with it, the tarball would hold more than 21474836480";
+    let expected = "/large has 1099511627776 bytes, holes included: with it, the tarball would hold more than 21474836480";
     assert!(ended.error().starts_with("cannot make the tarball: /"), "{}", ended.error());
     assert!(ended.error().ends_with(expected), "{}", ended.error());
     assert!(ended.stderr.contains("\n  in the step pack\n"), "{}", ended.stderr);

@@ -1,10 +1,11 @@
 //! The three files, and what is said on the way.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::process::Stdio;
 
-use crate::support::{Started, World, commit, ended, printed};
+use crate::support::{Meeting, Started, World, commit, ended, printed};
 
 #[test]
 fn a_result_fed_back_gives_the_same_build() {
@@ -80,7 +81,7 @@ fn slugignore_removes_what_it_names_and_nothing_else() {
 #[test]
 fn output_is_shown_while_it_comes_and_a_reader_that_leaves_changes_nothing() {
     let world = World::new();
-    let meeting = crate::support::Meeting::new();
+    let meeting = Meeting::new();
     let yaml = world.yaml_with(&format!("echo first; {}; seq 200000; echo last", meeting.script()));
     let mut build = Started::new(&mut world.vbuild(&["build"], &yaml));
     // Shown although the build cannot go on yet.
@@ -88,7 +89,7 @@ fn output_is_shown_while_it_comes_and_a_reader_that_leaves_changes_nothing() {
     let mut met = meeting.wait();
     assert_eq!(world.log(), "-----> Toy app detected\nfirst\n");
     drop(build.0.stdout.take());
-    std::io::Write::write_all(&mut met, b"go\n").unwrap();
+    met.write_all(b"go\n").unwrap();
     build.end().expect(0);
     assert_eq!(world.log().lines().count(), 200_003);
     world.assert_clean();
@@ -140,6 +141,29 @@ fn quiet_says_nothing_and_json_says_all_in_one_line() {
     assert!(talk.stderr.contains(" s  compile\n") && talk.stderr.contains(" s  in all\n"), "{}", talk.stderr);
     assert!(world.path("elsewhere/deep/build.tar.gz").exists());
     assert!(talk.stderr.contains("vbuild: toy v1 is built: "), "{}", talk.stderr);
+}
+
+#[test]
+fn two_builds_into_one_folder_come_one_after_the_other() {
+    let world = World::new();
+    let meeting = Meeting::new();
+    let one = world.yaml_with(&format!("echo one >$1/which; {}", meeting.script()));
+    let first = Started::new(&mut world.vbuild(&["build"], &one));
+    let mut met = meeting.wait();
+    let other = world.git("other", &[("x", "x")]);
+    let pack = world.pack("other-pack", "echo two >$1/which");
+    let other = world.yaml(&other, &format!("buildpack_url: {}", pack.display()));
+    let hurried = ended(&mut world.vbuild(&["build", "--lock-timeout", "100ms"], &other)).expect(5);
+    let out = world.out("").canonicalize().unwrap();
+    let holder = format!("process {}, which holds {}", first.0.id(), out.display());
+    assert_eq!(hurried.error(), format!("gave up after 100ms of waiting for {holder}"));
+    let mut second = Started::new(&mut world.vbuild(&["build"], &other));
+    second.until_said(&format!("waiting for {holder}"));
+    met.write_all(b"go\n").unwrap();
+    first.end().expect(0);
+    second.end().expect(0);
+    assert_eq!((world.packed().contains(&"x".to_owned()), world.log()), (true, String::new()));
+    world.assert_clean();
 }
 
 #[test]

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use tar::{Builder, EntryType, Header};
 
 use super::encoder::Encoder;
-use super::{ArchiveError, Compression, MOST_BYTES, MOST_ENTRIES, TarballKind, xattrs};
+use super::{ArchiveError, Compression, LONGEST_PATH, MOST_BYTES, MOST_ENTRIES, TarballKind, xattrs};
 use crate::fetch::aside::{AsideFile, folder_of};
 
 /// 1980-01-01T00:00:00Z: the earliest time that zip files can hold, so that apps can still be zipped.
@@ -47,12 +47,7 @@ pub struct PackOptions {
 impl PackOptions {
     /// An app's build: times are fixed, so that the same revision gives the same bytes.
     pub fn build() -> Self {
-        Self {
-            kind: TarballKind::Build,
-            fixed_time: true,
-            max_bytes: MOST_BYTES,
-            max_entries: MOST_ENTRIES,
-        }
+        Self { kind: TarballKind::Build, fixed_time: true, max_bytes: MOST_BYTES, max_entries: MOST_ENTRIES }
     }
 
     /// An operating system: times are kept, because programs compare those of their files with what they cached.
@@ -413,6 +408,11 @@ impl Packer<'_> {
     fn append_raw(&mut self, mut header: Header, name: &[u8], target: Option<&[u8]>) -> Result<(), Failure> {
         if self.entries == self.options.max_entries {
             return Err(Failure::TooMany);
+        }
+        if name.len() > LONGEST_PATH {
+            let reason =
+                format!("its path has {} bytes, more than the {LONGEST_PATH} that are unpacked", name.len());
+            return Err(io::Error::other(reason).into());
         }
         self.entries += 1;
         if let Some(target) = target {

@@ -485,6 +485,29 @@ fn packing_has_the_bounds_of_unpacking_and_does_not_read_what_is_beyond_them() {
     assert!(left.iter().all(|name| name == "source" || name == "into"), "{left:?}");
 }
 
+#[test]
+fn a_path_that_nobody_would_unpack_is_not_packed() {
+    let place = tempfile::tempdir().unwrap();
+    let source = place.path().join("source");
+    fs::create_dir(&source).unwrap();
+    let mut here = rustix::fs::open(&source, rustix::fs::OFlags::PATH, Mode::empty()).unwrap();
+    let name = "d".repeat(240);
+    let deeper = |folder: &std::os::fd::OwnedFd| {
+        rustix::fs::mkdirat(folder, name.as_str(), Mode::RWXU).unwrap();
+        rustix::fs::openat(folder, name.as_str(), rustix::fs::OFlags::PATH, Mode::empty()).unwrap()
+    };
+    // Each takes 241 bytes of the path, with the slash after it.
+    for _ in 0..16 {
+        here = deeper(&here);
+    }
+    let tarball = place.path().join("x.tar.gz");
+    pack(&source, &tarball, &PackOptions::build()).unwrap();
+    unpack(&tarball, &place.path().join("into"), &mine()).unwrap();
+    deeper(&here);
+    let error = crate::exit::chain(&pack(&source, &tarball, &PackOptions::build()).unwrap_err());
+    assert!(error.ends_with(": its path has 4097 bytes, more than the 4096 that are unpacked"), "{error}");
+}
+
 fn random_bytes(length: usize) -> Vec<u8> {
     (0..length).map(|_| rand::random()).collect()
 }

@@ -14,8 +14,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid, chownat,
-    fchmod, fchown, fstat, futimens, linkat, mkdirat, openat, openat2, statat, symlinkat,
-    unlinkat, utimensat,
+    fchmod, fchown, fstat, futimens, linkat, mkdirat, openat, openat2, statat, symlinkat, unlinkat,
+    utimensat,
 };
 use rustix::io::Errno;
 use tar::{EntryType, Header};
@@ -23,7 +23,7 @@ use tar::{EntryType, Header};
 use super::ahead::ReadAhead;
 use super::compression::{Compression, open_known};
 use super::reader::{Member, TarReader};
-use super::{ArchiveError, MOST_BYTES, MOST_ENTRIES, TarballKind, xattrs};
+use super::{ArchiveError, LONGEST_PATH, MOST_BYTES, MOST_ENTRIES, TarballKind, xattrs};
 use crate::progress::Progress;
 
 /// Bytes that are copied at once.
@@ -82,7 +82,7 @@ impl UnpackOptions {
             keep_setuid: false,
             max_bytes: MOST_BYTES,
             max_entries: MOST_ENTRIES,
-            max_path: 4096,
+            max_path: LONGEST_PATH,
             max_folder_memory: 512 << 20,
             progress: Progress::Quiet,
         }

@@ -1,8 +1,8 @@
 //! Git repositories: a bare one is kept as the mirror, and a revision's files are written straight from it.
 //!
 //! A mirror has as little of the history as will do, which mostly is the commits that were wanted. The repository's URL
-//! is passed with each command and never written into the mirror. A name and a password in it are passed on in variables,
-//! for everybody on the machine can see arguments.
+//! is passed with each command and never written into the mirror. A name and a password in it are passed on in
+//! variables, for everybody on the machine can see arguments.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -74,8 +74,9 @@ const HARMLESS_FLAWS: [&str; 18] = [
 ];
 /// What git says of a repository that no mirror can hold, or whose files cannot be written anywhere.
 const ABOUT_CONTENT: [&str; 2] = ["fsck error", "invalid path '"];
-/// What git says when data that is there cannot be read.
-const ABOUT_DAMAGE: [&str; 5] = ["inflate:", "corrupt", "unable to unpack", "unable to read", "bad config"];
+/// What git says when data that is there cannot be read, or is of another format than the repository's.
+const ABOUT_DAMAGE: [&str; 6] =
+    ["inflate:", "corrupt", "unable to unpack", "unable to read", "bad config", "mismatched algorithms"];
 /// Gives git the name and the password, from variables that only this user and root can see.
 const CREDENTIAL_HELPER: &str = "!f() { test \"$1\" = get && \
     printf 'username=%s\\npassword=%s\\n' \"$VELOCIRAPTOR_VCS_NAME\" \"$VELOCIRAPTOR_VCS_PASSWORD\"; }; f";

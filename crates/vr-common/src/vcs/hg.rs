@@ -210,8 +210,8 @@ impl<'a> Hg<'a> {
         let state = self.read_list(into, ".hgsubstate")?;
         for (path, source) in parts {
             // As for hg, one without a state is not there.
-            let commits = state.lines().filter_map(|line| line.split_once(' '));
-            let Some((commit, _)) = commits.filter(|(_, of)| *of == path).last() else { continue };
+            let mut commits = state.lines().filter_map(|line| line.split_once(' '));
+            let Some((commit, _)) = commits.rfind(|(_, of)| *of == path) else { continue };
             if commit.bytes().all(|byte| byte == b'0') {
                 continue;
             }

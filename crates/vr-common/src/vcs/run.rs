@@ -105,8 +105,8 @@ impl Runner<'_> {
         VcsError::BadContent { url: self.url.to_string(), said }
     }
 
-    /// A repository from elsewhere must not make this machine's own ones part of itself. `what` the other one is, such as
-    /// `submodule`.
+    /// A repository from elsewhere must not make this machine's own ones part of itself. `what` the other one is, such
+    /// as `submodule`.
     pub fn must_be_as_far(&self, part: &RepoUrl, what: &str) -> Result<(), VcsError> {
         if self.url.is_local() || part.is_remote() {
             return Ok(());

@@ -10,6 +10,9 @@ use tempfile::TempDir;
 use super::*;
 use crate::process::command;
 
+mod hostile;
+mod secrets;
+
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// A repository `repo` that tests change, a mirror of it, and the files of a revision.
@@ -152,8 +155,8 @@ fn urls_keep_their_revision_and_hide_their_password() {
     let url = RepoUrl::parse("https://user:secret@example.com/app.git#v5").unwrap();
     assert_eq!(url.url(), "https://user:secret@example.com/app.git");
     assert_eq!(url.revision(), Some("v5"));
-    assert_eq!(url.to_string(), "https://user:***@example.com/app.git#v5");
-    assert_eq!(format!("{url:?}"), "RepoUrl(https://user:***@example.com/app.git#v5)");
+    assert_eq!(url.to_string(), "https://***@example.com/app.git#v5");
+    assert_eq!(format!("{url:?}"), "RepoUrl(https://***@example.com/app.git#v5)");
     assert_eq!(
         url.with_revision("v6").unwrap().to_full_string(),
         "https://user:secret@example.com/app.git#v6"
@@ -810,7 +813,7 @@ fn git_over_http_that_knows_only_files_works_and_its_password_stays_nowhere() {
         assert_eq!(&place.check_out_from(&url, Some(revision)).unwrap(), hash);
     }
     let error = place.check_out_from(&url, Some("v2")).unwrap_err();
-    assert_eq!(error.to_string(), format!("http://user:***@{}/repo has no revision \"v2\"", server.address));
+    assert_eq!(error.to_string(), format!("http://***@{}/repo has no revision \"v2\"", server.address));
     assert!(files_with("pass", &place.mirror()).is_empty());
 
     // This machine's own files are not for repositories from elsewhere.
@@ -827,6 +830,22 @@ fn git_over_http_that_knows_only_files_works_and_its_password_stays_nowhere() {
 /// `hg serve`, ended with the test.
 struct HgServe(std::process::Child);
 
+impl HgServe {
+    /// Also gives its `host:port`. The repository is in its folder `repo`.
+    fn new(repo: &Path) -> (Self, String) {
+        use std::io::{BufRead, BufReader};
+        let mut serve = command("hg");
+        serve.args(["serve", "--subrepos", "--address", "127.0.0.1", "--port", "0", "--prefix", "repo"]);
+        serve.args(["--print-url", "--accesslog", "/dev/null"]);
+        serve.current_dir(repo).env("HGPLAIN", "1").stdout(std::process::Stdio::piped());
+        let mut serve = Self(serve.spawn().unwrap());
+        let mut line = String::new();
+        BufReader::new(serve.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let host = line.trim().strip_prefix("http://").unwrap().split('/').next().unwrap().to_owned();
+        (serve, host)
+    }
+}
+
 impl Drop for HgServe {
     fn drop(&mut self) {
         let _ = self.0.kill();
@@ -836,7 +855,7 @@ impl Drop for HgServe {
 
 #[test]
 fn hg_subrepositories_come_along_and_the_password_stays_nowhere() {
-    use std::io::{BufRead, BufReader, Read, Write};
+    use std::io::{Read, Write};
     let place = Place::new(RepoType::Hg);
     let library = place.repo().join("lib");
     run_in(RepoType::Hg, &place.repo(), &["init", "lib"]);
@@ -850,25 +869,7 @@ fn hg_subrepositories_come_along_and_the_password_stays_nowhere() {
     assert_eq!(names(&place.files().join("lib")), ["code"]);
     fs::remove_dir_all(place.mirror()).unwrap();
 
-    let mut serve = command("hg");
-    serve.args([
-        "serve",
-        "--subrepos",
-        "--address",
-        "127.0.0.1",
-        "--port",
-        "0",
-        "--prefix",
-        "repo",
-        "--print-url",
-        "--accesslog",
-        "/dev/null",
-    ]);
-    serve.current_dir(place.repo()).env("HGPLAIN", "1").stdout(std::process::Stdio::piped());
-    let mut serve = HgServe(serve.spawn().unwrap());
-    let mut line = String::new();
-    BufReader::new(serve.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let backend = line.trim().strip_prefix("http://").unwrap().split('/').next().unwrap().to_owned();
+    let (serve, backend) = HgServe::new(&place.repo());
     let server = Server::new(move |head| {
         let mut stream = std::net::TcpStream::connect(&backend).unwrap();
         let kept = head.iter().filter(|line| !line.to_ascii_lowercase().starts_with("connection:"));
@@ -914,7 +915,11 @@ fn hooks_of_a_mirror_do_not_run_and_what_a_killed_git_left_does_not_matter() {
         "packed-refs.lock",
         "refs/heads/main.lock",
         "refs/velociraptor/latest.lock",
+        // Of a killed gc.
+        "packed-refs.new",
+        "objects/info/commit-graph.lock",
     ] {
+        fs::create_dir_all(place.mirror().join(lock).parent().unwrap()).unwrap();
         fs::write(place.mirror().join(lock), "").unwrap();
     }
     let half_fetched = place.mirror().join("objects/pack/tmp_pack_AbCdEf");
@@ -924,6 +929,10 @@ fn hooks_of_a_mirror_do_not_run_and_what_a_killed_git_left_does_not_matter() {
     assert_eq!(place.check_out(None).unwrap(), second);
     assert_eq!(place.check_out(Some("main~0")).unwrap(), second);
     assert!(!half_fetched.exists());
+    let mut left = all_below(&place.mirror());
+    left.retain(|path| path.extension().is_some_and(|end| end == "lock" || end == "new"));
+    assert!(left.is_empty(), "{left:?}");
+    place.in_mirror(&["-c", "core.hooksPath=/dev/null", "gc", "--quiet"]);
     assert!(!witness.exists());
     assert_eq!(fs::metadata(place.mirror()).unwrap().ino(), inode, "the mirror was made anew");
 }

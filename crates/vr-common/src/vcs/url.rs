@@ -81,8 +81,8 @@ impl RepoUrl {
         Ok(Self { as_given: self.as_given.clone(), revision: Some(revision.to_owned()) })
     }
 
-    /// The last part of the path, without a trailing `/` and a trailing `.git`. What follows the `?` of a URL, which may
-    /// be secret, is not part of it.
+    /// The last part of the path, without a trailing `/` and a trailing `.git`. What follows the `?` of a URL, which
+    /// may be secret, is not part of it.
     pub fn basename(&self) -> &str {
         let url = self.url();
         let url = query(url).map_or(url, |query| &url[..url.len() - query.len() - 1]);
@@ -113,8 +113,8 @@ impl RepoUrl {
         url.split('/').next().is_none_or(|start| !start.contains(':'))
     }
 
-    /// Whether the repository is certainly not on this machine. Not the opposite of [`RepoUrl::is_local`]: hg also reads
-    /// files by names such as `bundle://`.
+    /// Whether the repository is certainly not on this machine. Not the opposite of [`RepoUrl::is_local`]: hg also
+    /// reads files by names such as `bundle://`.
     pub(super) fn is_remote(&self) -> bool {
         match self.url().split_once("://") {
             Some((scheme, _)) => {

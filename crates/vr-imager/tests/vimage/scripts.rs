@@ -69,7 +69,11 @@ fn a_base_whose_shell_lacks_its_loader_is_to_blame() {
         world.assert_left(&[]);
     }
     let shell = ended(&mut world.vimage(&["shell"], &world.path("image.yaml"))).expect(2);
-    assert!(shell.error().starts_with("the shell of the image tiny_base does not run: "), "{}", shell.error());
+    assert!(
+        shell.error().starts_with("the shell of the image tiny_base does not run: "),
+        "{}",
+        shell.error()
+    );
     assert!(shell.stderr.ends_with(hint), "{}", shell.stderr);
     world.assert_left(&[]);
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -20,21 +21,26 @@ pub struct Locked {
     _lock: FileLock,
 }
 
-/// Takes the lock on the file `path`, which is made when it is missing, and waits for whoever has it, but no longer
-/// than `longest`. `say` gets what to tell people while it lasts.
+/// Takes the lock on the file `path`, which is made when it is missing, or on the folder, and waits for whoever has it,
+/// but no longer than `longest`. `say` gets what to tell people while it lasts.
 pub(super) fn wait(
     path: &Path,
     longest: Option<Duration>,
     interrupts: &Interrupts,
     say: impl Fn(&str),
 ) -> Result<Locked, JobError> {
+    let is_folder = path.is_dir();
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(JobError::io("make", folder))?;
     }
     let begin = Instant::now();
     let mut said = None::<Instant>;
     loop {
-        match try_lock(path) {
+        let taken = match is_folder {
+            true => FileLock::existing(path).map(|lock| Locked { _lock: lock }).map_err(JobError::from),
+            false => try_lock(path),
+        };
+        match taken {
             Err(JobError::Lock(LockError::Held(_))) => {}
             done => return done,
         }
@@ -74,8 +80,28 @@ fn holder(path: &Path) -> String {
             let seconds = now().saturating_sub(since);
             format!("process {pid}, which has held {} for {seconds} s", path.display())
         }
-        _ => format!("another process, which holds {}", path.display()),
+        _ => match holder_by_kernel(path) {
+            Some(pid) => format!("process {pid}, which holds {}", path.display()),
+            None => format!("another process, which holds {}", path.display()),
+        },
     }
+}
+
+/// The process that holds a lock, by the kernel's list of all: `1: FLOCK ADVISORY WRITE 123 fe:00:4567 0 EOF`, where the
+/// sixth field is the file's device, in hexadecimal, and its number.
+fn holder_by_kernel(path: &Path) -> Option<u32> {
+    let found = fs::metadata(path).ok()?;
+    let (major, minor) = (rustix::fs::major(found.dev()), rustix::fs::minor(found.dev()));
+    let file = format!("{major:02x}:{minor:02x}:{}", found.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        match fields[..] {
+            // Those who wait are listed below, with an arrow.
+            [_, "FLOCK", _, _, pid, place, ..] if place == file => pid.parse().ok().filter(|pid| *pid > 0),
+            _ => None,
+        }
+    })
 }
 
 /// Seconds since 1970.

@@ -123,7 +123,7 @@ impl Job {
             .and_then(|ended| ended.map_err(JobError::from))?
     }
 
-    /// Takes the lock on the file `path`, which is made when it is missing. Waits for whoever has it, and says so.
+    /// Takes the lock on the file `path`, which is made when it is missing, or on a folder that is there. Waits for whoever has it, and says so.
     pub fn lock(&self, path: &Path) -> Result<Locked, JobError> {
         lock::wait(path, self.options.lock_timeout, &self.interrupts, |text| self.say(text))
     }
