@@ -199,7 +199,7 @@ fn the_shell_has_what_a_build_has() {
     shell.stdin(Stdio::piped());
     let mut shell = Started::new(&mut shell);
     let mut stdin = shell.0.stdin.take().unwrap();
-    std::io::Write::write_all(&mut stdin, commands.as_bytes()).unwrap();
+    stdin.write_all(commands.as_bytes()).unwrap();
     drop(stdin);
     let ended = shell.end().expect(7);
     let lines: Vec<&str> = ended.stdout.lines().collect();
