@@ -13,7 +13,7 @@ use vr_common::vcs::RepoUrl;
 use vr_common::yaml::{self, YamlError};
 use vr_runner::container::{ContainerSpec, ExitStatus, Program};
 use vr_runner::image::image_contents;
-use vr_runner::job::{Failed, Job, JobError, JobOptions, Locked, Step};
+use vr_runner::job::{Failed, Job, JobOptions, Locked, Step};
 use vr_runner::users;
 
 use crate::cache::Cache;
@@ -119,19 +119,8 @@ fn run(
         job.stoppable(move || pack(&app, &aside, &PackOptions::build()).map_err(BuildError::pack))
     })?;
     let folders = Folders::of(&options.root);
-    let cache_bytes = job.step("cache", "saving the cache", |job| {
-        let cache = prepared.cache.clone();
-        let bytes = match job.stoppable(move || cache.save()) {
-            Err(error @ BuildError::Job(JobError::Interrupted(_))) => return Err(error),
-            // The build itself is as good without.
-            Err(error) => {
-                job.say(&format!("note: the next build begins with an empty cache: {}", chain(&error)));
-                return Ok(0);
-            }
-            Ok(bytes) => bytes,
-        };
-        kept::make_room(&folders, cache_max, &prepared.app_folder, &workspace.path("dropped"), job)
-            .map(|dropped| if dropped { 0 } else { bytes })
+    let cache_bytes = job.step("cache", "saving the cache", |job| -> Result<u64, BuildError> {
+        Ok(prepared.save_cache(&folders, cache_max, job))
     })?;
     job.check()?;
     output.place_tarball(&workspace.path("build.tar.gz"))?;
@@ -321,6 +310,25 @@ impl Prepared {
         self.workspace.container(&inside, program)
     }
 
+    /// Saves the cache, and drops others that have no room beside it; gives its size in bytes. A build is as good when that
+    /// does not work.
+    fn save_cache(&self, folders: &Folders, most: Option<u64>, job: &Job) -> u64 {
+        // Not stoppable: the workspace must not go away under a save that goes on.
+        let bytes = self.cache.save().unwrap_or_else(|error| {
+            job.say(&format!("note: the next build begins with an empty cache: {}", chain(&error)));
+            0
+        });
+        let aside = self.workspace.path("dropped");
+        match kept::make_room(folders, most, &self.app_folder, &aside, job) {
+            Ok(true) => 0,
+            Ok(false) => bytes,
+            Err(error) => {
+                job.say(&format!("note: caches may have more than they should: {}", chain(&error)));
+                bytes
+            }
+        }
+    }
+
     /// What the end of the script means: the buildpacks that were used and their release data, or a failure.
     fn judge(
         &self,
@@ -332,7 +340,8 @@ impl Prepared {
             self.buildpacks.iter().find(|buildpack| buildpack.mounted_at.to_str() == Some(place))
         };
         if status == ExitStatus::Code(3) && self.choice != Choice::Given && note("export")?.is_none() {
-            let (refused, said) = (note("refused")?, note("said")?.unwrap_or_default());
+            // The latter is whatever they printed, which need not be text.
+            let (refused, said) = (note("refused")?, note("said").ok().flatten().unwrap_or_default());
             return Err(match refused.as_deref().and_then(|place| find(place.trim())) {
                 Some(buildpack) => BuildError::Refused { buildpack: buildpack.name().to_owned(), said },
                 None => {

@@ -13,8 +13,9 @@
 #   BUILDPACK_DIRS   buildpacks to ask; the first whose bin/detect succeeds is used
 #
 # Left in /out: `used`, the folders of those that were used, one a line; `refused`, the one of a chain that did not
-# match; `status`, what bin/compile or bin/release failed with; `release.N`, what bin/release of the Nth printed;
-# `export`, for as long as such a file is being read; `done`, once all is.
+# match; `said`, what those that did not match printed; `status`, what bin/compile or bin/release failed with;
+# `release.N`, what bin/release of the Nth printed; `export`, for as long as such a file is being read; `done`, once all
+# is. The scripts run in their buildpack's folder, as at Heroku, without these variables.
 # Exit codes: 0 done, 3 no buildpack matched, 4 compile failed, 6 release failed.
 
 # What a buildpack leaves in its file `export` for those after it is written for bash.

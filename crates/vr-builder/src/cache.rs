@@ -47,7 +47,7 @@ enum Below {
 }
 
 /// The cache of an app, as one build sees it.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Cache {
     saved: PathBuf,
     changes: PathBuf,

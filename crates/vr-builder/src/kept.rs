@@ -12,9 +12,10 @@ use vr_common::build_data::BuildData;
 use vr_common::lock::LockError;
 use vr_common::paths::VrRoot;
 use vr_common::vcs::RepoUrl;
-use vr_runner::job::{Failed, Job, JobError, JobOptions, parse_size, size, try_lock};
+use vr_runner::job::{Failed, Job, JobError, JobOptions, Scratch, parse_size, size, try_lock};
 
 use crate::cache::read_size;
+use crate::choice::Choice;
 use crate::{BuildError, Folders};
 
 /// The environment variable that says how large all caches together may be.
@@ -136,7 +137,11 @@ fn drop_cache(folders: &Folders, folder: &str, aside: &Path) -> Result<(), Build
         }
         _ => {}
     }
-    fs::rename(&cache, aside).map_err(BuildError::io("move away", &cache))
+    match fs::rename(&cache, aside) {
+        // Somebody else has dropped it meanwhile.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        moved => moved.map_err(BuildError::io("move away", &cache)),
+    }
 }
 
 /// What was removed, and what was not because a build uses it.
@@ -168,85 +173,101 @@ pub fn clean(
 ) -> Result<Cleaned, Failed<BuildError>> {
     let mut job = Job::begin("vbuild", options).map_err(Failed::early)?;
     let folders = Folders::of(root);
-    let cleaned = job.step("clean", "", |job| match apps {
-        [] => clean_all(&folders, repositories),
-        apps => clean_some(&folders, apps, repositories, job),
+    let cleaned = job.step("clean", "", |job| {
+        let parent = folders.scratch();
+        let scratch = Scratch::create(&parent).map_err(BuildError::io("make a folder in", &parent))?;
+        let cleaning =
+            Cleaning { folders: &folders, repositories, scratch, job, cleaned: Cleaned::default() };
+        match apps {
+            [] => cleaning.all(),
+            apps => cleaning.some(apps),
+        }
     });
     cleaned.map_err(|error| job.failed(error, None))
 }
 
-fn clean_some(
-    folders: &Folders,
-    apps: &[BuildData],
+/// Caches and repositories on their way out.
+struct Cleaning<'a> {
+    folders: &'a Folders,
     repositories: bool,
-    job: &Job,
-) -> Result<Cleaned, BuildError> {
-    let mut cleaned = Cleaned::default();
-    for data in apps {
-        let folder = RepoUrl::parse(&data.app_repo_url)?.folder();
-        let _lock = job.lock(&folders.app_lock(&folder))?;
-        remove_app(folders, &folder, repositories, &mut cleaned)?;
-        let (_, urls) = crate::choice::Choice::of(data)?;
-        for url in urls.iter().filter(|_| repositories) {
-            let folder = url.folder();
-            let _lock = job.lock(&folders.buildpack_lock(&folder))?;
-            remove(&folders.buildpack(&folder), &mut cleaned)?;
-        }
-    }
-    Ok(cleaned)
+    /// What is removed is moved here first: what a killed run has begun to remove is of no use to anybody.
+    scratch: Scratch,
+    job: &'a Job,
+    cleaned: Cleaned,
 }
 
-fn clean_all(folders: &Folders, repositories: bool) -> Result<Cleaned, BuildError> {
-    let mut cleaned = Cleaned::default();
-    let mut apps: Vec<String> =
-        repository_folders(&folders.caches())?.into_iter().map(|(folder, _)| folder).collect();
-    if repositories {
-        apps.extend(repository_folders(&folders.apps())?.into_iter().map(|(folder, _)| folder));
-        apps.sort();
-        apps.dedup();
-    }
-    for folder in apps {
-        match try_lock(&folders.app_lock(&folder)) {
-            Ok(_lock) => remove_app(folders, &folder, repositories, &mut cleaned)?,
-            Err(JobError::Lock(LockError::Held(_))) => cleaned.in_use.push(folders.cache(&folder)),
-            Err(error) => return Err(error.into()),
+impl Cleaning<'_> {
+    fn some(mut self, apps: &[BuildData]) -> Result<Cleaned, BuildError> {
+        let named = apps.iter().map(|data| Ok((RepoUrl::parse(&data.app_repo_url)?, Choice::of(data)?.1)));
+        // All of them are right before the first is removed.
+        let named = named.collect::<Result<Vec<_>, BuildError>>()?;
+        for (app, buildpacks) in named {
+            let folder = app.folder();
+            let _lock = self.job.lock(&self.folders.app_lock(&folder))?;
+            self.remove_app(&folder)?;
+            let repositories = self.repositories;
+            for url in buildpacks.iter().filter(|_| repositories) {
+                let folder = url.folder();
+                let _lock = self.job.lock(&self.folders.buildpack_lock(&folder))?;
+                self.remove(&self.folders.buildpack(&folder))?;
+            }
         }
+        Ok(self.cleaned)
     }
-    if repositories {
-        for (folder, path) in repository_folders(&folders.buildpacks())? {
-            match try_lock(&folders.buildpack_lock(&folder)) {
-                Ok(_lock) => remove(&path, &mut cleaned)?,
-                Err(JobError::Lock(LockError::Held(_))) => cleaned.in_use.push(path),
+
+    fn all(mut self) -> Result<Cleaned, BuildError> {
+        let names = |folder: &Path| -> Result<Vec<String>, BuildError> {
+            Ok(repository_folders(folder)?.into_iter().map(|(name, _)| name).collect())
+        };
+        let mut apps = names(&self.folders.caches())?;
+        if self.repositories {
+            apps.extend(names(&self.folders.apps())?);
+            apps.sort();
+            apps.dedup();
+        }
+        for folder in apps {
+            match try_lock(&self.folders.app_lock(&folder)) {
+                Ok(_lock) => self.remove_app(&folder)?,
+                Err(JobError::Lock(LockError::Held(_))) => {
+                    self.cleaned.in_use.push(self.folders.cache(&folder));
+                }
                 Err(error) => return Err(error.into()),
             }
         }
+        if self.repositories {
+            for (folder, path) in repository_folders(&self.folders.buildpacks())? {
+                match try_lock(&self.folders.buildpack_lock(&folder)) {
+                    Ok(_lock) => self.remove(&path)?,
+                    Err(JobError::Lock(LockError::Held(_))) => self.cleaned.in_use.push(path),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(self.cleaned)
     }
-    Ok(cleaned)
-}
 
-fn remove_app(
-    folders: &Folders,
-    folder: &str,
-    repositories: bool,
-    cleaned: &mut Cleaned,
-) -> Result<(), BuildError> {
-    let note = folders.cache_size(folder);
-    remove_tree(&note).map_err(BuildError::io("remove", &note))?;
-    let changes = folders.cache_changes(folder);
-    remove_tree(&changes).map_err(BuildError::io("remove", &changes))?;
-    remove(&folders.cache(folder), cleaned)?;
-    if repositories {
-        remove(&folders.app(folder), cleaned)?;
+    /// The caller has the app's lock.
+    fn remove_app(&mut self, folder: &str) -> Result<(), BuildError> {
+        for note in [self.folders.cache_size(folder), self.folders.cache_changes(folder)] {
+            remove_tree(&note).map_err(BuildError::io("remove", &note))?;
+        }
+        self.remove(&self.folders.cache(folder))?;
+        if self.repositories {
+            self.remove(&self.folders.app(folder))?;
+        }
+        Ok(())
     }
-    Ok(())
-}
 
-fn remove(path: &Path, cleaned: &mut Cleaned) -> Result<(), BuildError> {
-    if fs::symlink_metadata(path).is_err() {
-        return Ok(());
+    fn remove(&mut self, path: &Path) -> Result<(), BuildError> {
+        self.job.check()?;
+        if fs::symlink_metadata(path).is_err() {
+            return Ok(());
+        }
+        let bytes = bytes_in(path);
+        let aside = self.scratch.path().join("dropped");
+        fs::rename(path, &aside).map_err(BuildError::io("move away", path))?;
+        remove_tree(&aside).map_err(BuildError::io("remove", &aside))?;
+        self.cleaned.removed.push(Removed { path: path.to_owned(), bytes });
+        Ok(())
     }
-    let bytes = bytes_in(path);
-    remove_tree(path).map_err(BuildError::io("remove", path))?;
-    cleaned.removed.push(Removed { path: path.to_owned(), bytes });
-    Ok(())
 }

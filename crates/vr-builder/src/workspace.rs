@@ -168,7 +168,7 @@ impl Workspace {
         Program::new("/builder.sh", [self.app_inside().into_os_string(), cache::INSIDE.into()])
     }
 
-    /// The folder of the app's.
+    /// The folder that the app's is in.
     fn builds(&self) -> PathBuf {
         self.path("build")
     }

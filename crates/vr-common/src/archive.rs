@@ -107,7 +107,7 @@ pub enum ArchiveError {
         source: io::Error,
     },
     /// A file would make a tarball hold more bytes than allowed.
-    #[error("{} has {bytes} bytes, holes included: with it, the tarball would hold more than {limit}", path.display())]
+    #[error("{} has {bytes} bytes, holes included: with it, the tarball would hold more than {limit} bytes", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,

@@ -39,6 +39,11 @@ pub fn end_left_behind() {
 }
 
 fn is_left_behind(pid: &str) -> bool {
+    // The mark is a number that means something in its own namespace only.
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    if namespace(pid) != namespace("self") {
+        return false;
+    }
     // What was meant to stay, such as ssh's shared connections, has a session of its own.
     if stat(pid).is_none_or(|stat| stat.group != pid || stat.session == pid) {
         return false;

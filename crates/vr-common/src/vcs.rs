@@ -180,7 +180,8 @@ pub fn check_out(
     into: &Path,
     timeout: Duration,
 ) -> Result<String, VcsError> {
-    let deadline = Instant::now() + timeout;
+    // More than a hundred years is for ever, and does not fit into what counts the time.
+    let deadline = Instant::now() + timeout.min(Duration::from_secs(1 << 32));
     let revision = revision.or_else(|| url.revision());
     if let Some(revision) = revision {
         url::check_revision(revision)?;

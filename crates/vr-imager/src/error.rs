@@ -29,7 +29,7 @@ pub enum ImagerError {
         url: String,
     },
     /// The base has no program to run the script with.
-    #[error("the script is for {}, which the image {image} does not have", program.display())]
+    #[error("the script is for {}, which the image {image} does not have", program.display().to_string().escape_debug())]
     NoInterpreter {
         /// The base.
         image: String,
@@ -46,7 +46,7 @@ pub enum ImagerError {
     #[error("the script is a program that does not run here")]
     ProgramNotRun(#[source] ContainerError),
     /// The base has the program to run the script with, but it cannot be run.
-    #[error("the script is for {}, which does not run in the image {image}", program.display())]
+    #[error("the script is for {}, which does not run in the image {image}", program.display().to_string().escape_debug())]
     InterpreterNotRun {
         /// The base.
         image: String,

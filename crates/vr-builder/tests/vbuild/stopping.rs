@@ -47,6 +47,7 @@ fn a_signal_at_the_very_end_is_obeyed_or_comes_too_late_but_never_ends_it_withou
         let world = World::new();
         let yaml =
             world.yaml_with("mkdir -p $2/d; for n in {1..300}; do echo $n >$2/d/$n; done; mv $2/d $2/e");
+        world.build(&yaml).expect(0);
         let mut build = Started::new(&mut world.vbuild(&["build", "--json"], &yaml));
         build.until_said("saving the cache");
         build.signal(Signal::SIGTERM);
@@ -64,6 +65,11 @@ fn a_signal_at_the_very_end_is_obeyed_or_comes_too_late_but_never_ends_it_withou
                 world.assert_no_build();
             }
         }
+        // The second build's files are in the first one's folder, all or none of them.
+        let kept = world.cache().join("e");
+        assert_eq!((1..=300).filter(|n| kept.join(n.to_string()).exists()).count(), 300);
+        let more = (1..=300).filter(|n| kept.join(format!("d/{n}")).exists()).count();
+        assert!(more == 0 || more == 300, "{more}");
     }
 }
 

@@ -468,7 +468,10 @@ fn packing_has_the_bounds_of_unpacking_and_does_not_read_what_is_beyond_them() {
     let path = |name: &str| source.join(name).display().to_string();
     assert_eq!(
         error(PackOptions { max_bytes: 999, ..PackOptions::build() }),
-        format!("{} has 400 bytes, holes included: with it, the tarball would hold more than 999", path("c"))
+        format!(
+            "{} has 400 bytes, holes included: with it, the tarball would hold more than 999 bytes",
+            path("c")
+        )
     );
     assert_eq!(
         error(PackOptions { max_entries: 3, ..PackOptions::image() }),
@@ -479,7 +482,7 @@ fn packing_has_the_bounds_of_unpacking_and_does_not_read_what_is_beyond_them() {
     for options in [PackOptions::build(), PackOptions::image()] {
         let error = error(options);
         let expected = format!("{} has 10995116277760 bytes, ", path("a/hole"));
-        assert!(error.starts_with(&expected) && error.ends_with(" more than 21474836480"), "{error}");
+        assert!(error.starts_with(&expected) && error.ends_with(" more than 21474836480 bytes"), "{error}");
     }
     let left: Vec<_> = fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(left.iter().all(|name| name == "source" || name == "into"), "{left:?}");

@@ -1,7 +1,7 @@
 //! Runs git and hg with a deadline, without anything that could ask a question, and keeps what they said.
 
 use std::io::Read;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -81,6 +81,10 @@ impl Runner<'_> {
         // Nothing that git or hg started may outlive it. Only after this is the child's number free for others.
         kill_group(&child);
         let status = child.wait().map_err(start_error)?;
+        if let Some(signal) = status.signal() {
+            // That says nothing about the repository.
+            return Err(self.failed(step, format!("it was ended by signal {signal}")));
+        }
         if stdout.len() > LARGEST_OUTPUT {
             return Err(self.failed(step, format!("expected at most {LARGEST_OUTPUT} bytes of output")));
         }

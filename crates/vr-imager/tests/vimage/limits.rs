@@ -43,7 +43,7 @@ fn more_than_any_host_unpacks_is_a_limit() {
     assert_eq!(
         ended.error(),
         "cannot make the tarball: /srv/large has 1099511627776 bytes, holes included: with it, the tarball would hold more \
-         than 21474836480"
+         than 21474836480 bytes"
     );
     assert!(ended.stderr.contains("\n  in the step pack\n"), "{}", ended.stderr);
     world.assert_left(&["new_1.log"]);

@@ -17,7 +17,7 @@ fn a_script_that_nothing_can_read_is_refused_by_name() {
         ),
         (
             "#!/bin/sh\r\necho\r\n",
-            "the script is for /bin/sh\r, which the image tiny_base does not have",
+            "the script is for /bin/sh\\r, which the image tiny_base does not have",
             "hint: the lines of the script end in CR LF",
         ),
     ] {

@@ -44,12 +44,12 @@ pub(super) fn wait(
             Err(JobError::Lock(LockError::Held(_))) => {}
             done => return done,
         }
-        if longest.is_some_and(|longest| begin.elapsed() >= longest) {
-            return Err(JobError::LockTimeout { holder: holder(path), waited: longest.unwrap_or_default() });
-        }
         if said.is_none_or(|at| at.elapsed() >= REMINDER) {
             say(&format!("waiting for {}", holder(path)));
             said = Some(Instant::now());
+        }
+        if longest.is_some_and(|longest| begin.elapsed() >= longest) {
+            return Err(JobError::LockTimeout { holder: holder(path), waited: longest.unwrap_or_default() });
         }
         let left = longest.map_or(PAUSE, |longest| longest.saturating_sub(begin.elapsed()));
         interrupts.pause(PAUSE.min(left))?;

@@ -76,11 +76,6 @@ impl Job {
         Ok(Self { steps: Steps::new(program, options.quiet), interrupts, options: options.clone() })
     }
 
-    /// What it was told.
-    pub fn options(&self) -> &JobOptions {
-        &self.options
-    }
-
     /// Says something, unless told to be quiet.
     pub fn say(&self, text: &str) {
         self.steps.say(text);

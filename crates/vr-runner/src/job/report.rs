@@ -99,7 +99,12 @@ fn details<E: Explained>(failed: &Failed<E>, last_lines: &[String]) -> String {
         text.push_str(&format!("  in the step {step}\n"));
     }
     match (failed.error.said(), &failed.log, last_lines) {
-        (Some(_), _, [_, ..]) => text.push_str("  it said:\n"),
+        (Some(_), log, [_, ..]) => {
+            if let Some(log) = log {
+                text.push_str(&format!("  the output of those before it is in {}\n", log.display()));
+            }
+            text.push_str("  it said:\n");
+        }
         (None, Some(log), [_, ..]) => {
             text.push_str(&format!("  its output is in {}, which ends with:\n", log.display()));
         }
