@@ -13,7 +13,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, lgetxattr, renameat_with, utimensat};
+use rustix::fs::{
+    AtFlags, CWD, RenameFlags, Timespec, Timestamps, lgetxattr, renameat_with, syncfs, utimensat,
+};
 use rustix::io::Errno;
 use vr_common::archive::{bytes_in, remove_tree};
 use vr_common::vcs::copy_tree;
@@ -31,6 +33,8 @@ const PARENT_INSIDE: &str = "/cache";
 const NAME: &str = "buildpack_cache";
 /// Where the container sees the cache.
 pub(crate) const INSIDE: &str = "/cache/buildpack_cache";
+/// How many files are waited for one by one.
+const MOST_SYNCED_ALONE: usize = 64;
 /// An overlay's notes about a folder, in extended attributes; <https://docs.kernel.org/filesystems/overlayfs.html>.
 const OPAQUE: &str = "trusted.overlay.opaque";
 const NOTES_OF_MOVES: [&str; 2] = ["trusted.overlay.redirect", "trusted.overlay.metacopy"];
@@ -146,7 +150,11 @@ impl Cache {
         let save = || -> io::Result<bool> {
             let changed = match self.below {
                 Below::Saved => self.save_changes()?,
-                Below::Nothing | Below::NoOverlay => self.replace_with(&self.upper).map(|()| true)?,
+                Below::Nothing | Below::NoOverlay => {
+                    sync(&self.upper)?;
+                    self.replace_with(&self.upper)?;
+                    true
+                }
             };
             self.make_inner()?;
             Ok(changed)
@@ -200,9 +208,11 @@ impl Cache {
             let whole = self.upper.with_file_name("whole");
             let shown = PathBuf::from(format!("/proc/self/fd/{}", view.as_raw_fd()));
             copy_tree(&shown, &whole).map_err(io::Error::other)?;
+            sync(&whole)?;
             self.replace_with(&whole)?;
             return Ok(true);
         }
+        sync(&self.upper)?;
         fs::rename(&self.upper, &self.changes)?;
         carry_out(&self.changes, &self.saved)?;
         remove_tree(&self.changes)?;
@@ -324,6 +334,23 @@ fn one_change(from: &Path, to: &Path, change: &Metadata) -> io::Result<()> {
         }
         _ => fs::rename(from, to),
     }
+}
+
+/// Waits until the files in a folder are on the disk: a file of the cache may have its new content or its old one after
+/// a failure of the machine's power, but not none. A few are waited for one by one, as their file system also has all
+/// that the build wrote, and most of that is about to be removed.
+fn sync(folder: &Path) -> io::Result<()> {
+    let mut files = Vec::new();
+    for entry in WalkDir::new(folder).follow_links(false) {
+        let entry = entry?;
+        if entry.file_type().is_file() {
+            files.push(entry.into_path());
+        }
+        if files.len() > MOST_SYNCED_ALONE {
+            return Ok(syncfs(fs::File::open(folder)?)?);
+        }
+    }
+    files.iter().try_for_each(|path| fs::File::open(path)?.sync_data())
 }
 
 /// Gives a folder the owner, mode and time of another.

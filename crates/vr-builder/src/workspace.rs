@@ -157,6 +157,8 @@ impl Workspace {
                 Network::Host => vr_runner::container::Network::Host,
                 Network::None => vr_runner::container::Network::None,
             },
+            // What is worth keeping is synced when it is put in its place.
+            is_volatile: true,
             ..ContainerSpec::new(format!("build-{}-{id}", data.app_name), root, program)
         };
         cache.mount(&mut spec);

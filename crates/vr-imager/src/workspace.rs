@@ -135,6 +135,8 @@ impl Workspace {
                 proc_data::Network::Host => Network::Host,
                 proc_data::Network::None => Network::None,
             },
+            // What is worth keeping is synced when it is put in its place.
+            is_volatile: true,
             ..ContainerSpec::new(name, root, program)
         })
     }

@@ -45,11 +45,13 @@ impl<'a> Layers<'a> {
         Ok(Self { lowers, parent: layer(upper.parent().unwrap_or(Path::new("/")))?, upper, work })
     }
 
-    /// The overlay, mounted nowhere yet, and its upper folder. Files have the owners that `owners` has.
+    /// The overlay, mounted nowhere yet, and its upper folder. Files have the owners that `owners` has. The disk is not
+    /// waited for at the unmount of one that `is_volatile`.
     pub fn mount(
         self,
         owners: Owners<'_>,
         one_user: bool,
+        is_volatile: bool,
         flags: Flags,
     ) -> Result<(OwnedFd, OwnedFd), Trouble> {
         let lowers = self.lowers.into_iter().map(|layer| layer.with_owners(owners));
@@ -79,7 +81,15 @@ impl<'a> Layers<'a> {
             // its content.
             options.push(("metacopy", "off"));
         }
-        let overlay = new_file_system("overlay", &options, flags).map_err(|words| match owners {
+        let durable = || new_file_system("overlay", &options, flags);
+        let made = match is_volatile {
+            // Kernels before 5.10 do not know it. The words are those of the first try, as it may have left a note in the
+            // work folder that the second one stumbles over.
+            true => new_file_system("overlay", &[&options[..], &[("volatile", "")]].concat(), flags)
+                .or_else(|words| durable().map_err(|_| words)),
+            false => durable(),
+        };
+        let overlay = made.map_err(|words| match owners {
             // Kernels before 5.19 know idmapped mounts, but not below an overlay.
             Some(_) => Trouble::NoIdentities(words),
             None => Trouble::Failed(words),

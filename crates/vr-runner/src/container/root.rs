@@ -94,7 +94,7 @@ pub(super) fn build(
         builder.protect(&root)?;
     }
     for (OverlayMount { target, .. }, layers) in spec.overlays.iter().zip(overlays) {
-        let (tree, _) = layers.mount(owners, identities.is_one_user(), builder.plain())?;
+        let (tree, _) = builder.mount(layers)?;
         builder.put(&root, &kernel, tree, Kind::Directory, "an overlay", target)?;
     }
     for (BindMount { source, target, .. }, (tree, kind)) in spec.mounts.iter().zip(volumes) {
@@ -183,8 +183,7 @@ impl Builder<'_> {
         match &self.spec.root {
             RootFs::Overlay { lowers, upper, work } => {
                 let layers = Layers::open(lowers, upper, work, open_directory)?;
-                let one_user = self.identities.is_one_user();
-                let (overlay, place) = layers.mount(self.owners, one_user, self.plain())?;
+                let (overlay, place) = self.mount(layers)?;
                 attach(&overlay, &place, "the overlay", upper.display())?;
                 Ok(overlay)
             }
@@ -195,6 +194,11 @@ impl Builder<'_> {
                 Ok(copy)
             }
         }
+    }
+
+    /// An overlay, mounted nowhere yet, and its upper folder.
+    fn mount(&self, layers: Layers<'_>) -> Result<(OwnedFd, OwnedFd), Trouble> {
+        layers.mount(self.owners, self.identities.is_one_user(), self.spec.is_volatile, self.plain())
     }
 
     fn place(&self, root: &OwnedFd, path: impl AsRef<Path>, kind: Kind) -> Step<OwnedFd> {

@@ -103,6 +103,9 @@ impl Container {
                         return Err(ContainerError::Setup { name: spec.name, message: reason });
                     };
                     tracing::info!(container = spec.name, reason, "trying another user namespace");
+                    if spec.is_volatile {
+                        free_work_folders(&spec)?;
+                    }
                     identities = next;
                 }
             }
@@ -183,6 +186,25 @@ fn attempt(
         Some(reason) => Ok(Attempt::NoIdentities(reason)),
         None => Ok(Attempt::Runs(Box::new(running))),
     }
+}
+
+/// Makes the work folders usable for another overlay: the kernel refuses those with the note that a volatile one was not
+/// synced, which nothing was written to yet.
+fn free_work_folders(spec: &ContainerSpec) -> Result<(), ContainerError> {
+    let of_root = match &spec.root {
+        RootFs::Overlay { work, .. } => Some(work),
+        RootFs::Directory(_) => None,
+    };
+    for work in spec.overlays.iter().map(|overlay| &overlay.work).chain(of_root) {
+        match std::fs::remove_dir_all(work.join("work/incompat")) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                let step = "clear the work folder of an overlay";
+                return Err(ContainerError::System { name: spec.name.clone(), step, source });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn check(spec: &ContainerSpec) -> Result<(), ContainerError> {

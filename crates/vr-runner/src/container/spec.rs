@@ -28,6 +28,10 @@ pub struct ContainerSpec {
     /// Folders of the host under overlays, mounted in this order, after everything but `mounts`. The engine [`Engine::Lxc`]
     /// refuses them.
     pub overlays: Vec<OverlayMount>,
+    /// Whether what is written to its overlays, the root's among them, need not outlive a failure of the machine's power. The
+    /// kernel then does not wait for the disk when they are unmounted, and files that are removed soon afterwards never
+    /// get there. Their `work` folders can be used for no other container. The engine [`Engine::Lxc`] waits all the same.
+    pub is_volatile: bool,
     /// More folders and files of the host, mounted in this order after everything else.
     pub mounts: Vec<BindMount>,
     /// Whom the program runs as.
@@ -62,6 +66,7 @@ impl ContainerSpec {
             system: System::Own,
             read_only: false,
             overlays: Vec::new(),
+            is_volatile: false,
             mounts: Vec::new(),
             user: Credentials::ROOT,
             workdir: "/".into(),

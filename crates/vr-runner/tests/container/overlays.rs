@@ -16,13 +16,18 @@ use vr_runner::container::{
 
 use super::{Test, failure, host, run, shell};
 
-pub const TESTS: [Test; 10] = [
+pub const TESTS: [Test; 12] = [
     ("an_overlay_in_the_root_takes_the_changes", an_overlay_in_the_root_takes_the_changes),
     ("overlays_share_folders_with_the_root", overlays_share_folders_with_the_root),
     ("overlays_come_before_mounts", overlays_come_before_mounts),
     (
         "a_folder_without_other_owners_can_be_in_an_overlay",
         a_folder_without_other_owners_can_be_in_an_overlay,
+    ),
+    ("a_volatile_overlay_keeps_what_was_written", a_volatile_overlay_keeps_what_was_written),
+    (
+        "a_volatile_overlay_is_tried_again_with_other_users",
+        a_volatile_overlay_is_tried_again_with_other_users,
     ),
     ("an_overlay_stays_in_the_root", an_overlay_stays_in_the_root),
     ("an_overlay_that_makes_no_sense_is_refused", an_overlay_that_makes_no_sense_is_refused),
@@ -174,6 +179,44 @@ fn a_folder_without_other_owners_can_be_in_an_overlay() {
     let map: Vec<&str> = said.split_whitespace().collect();
     assert_eq!(map[..2], ["0", "0"], "{said}");
     assert!(overlay.upper.join("made").is_file());
+}
+
+fn a_volatile_overlay_keeps_what_was_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let overlay = cache(dir.path());
+    write(dir.path().join("base/file"), "base\n");
+    let changes = dir.path().join("changes");
+    let of_root = RootFs::Overlay {
+        lowers: vec!["/".into()],
+        upper: folder(changes.join("root")),
+        work: folder(changes.join("root-work")),
+    };
+    let options = "grep -E ' (/|/cache) .* overlay ' /proc/self/mountinfo | grep -c volatile";
+    let mut spec =
+        with(overlay.clone(), of_root, &format!("{options}; echo new > /cache/file; echo root > /made"));
+    spec.is_volatile = true;
+    assert_eq!(run(spec), (ExitStatus::Code(0), "2\n".to_owned()));
+    assert_eq!(fs::read_to_string(overlay.upper.join("file")).unwrap(), "new\n");
+    assert_eq!(fs::read_to_string(changes.join("root/made")).unwrap(), "root\n");
+}
+
+fn a_volatile_overlay_is_tried_again_with_other_users() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut overlay = cache(dir.path());
+    // The root's overlay is mounted and has left its note when this one cannot have other owners.
+    overlay.lowers = vec!["/sys/kernel".into()];
+    let changes = dir.path().join("changes");
+    let of_root = RootFs::Overlay {
+        lowers: vec!["/".into()],
+        upper: folder(changes.join("root")),
+        work: folder(changes.join("root-work")),
+    };
+    let mut spec = with(overlay, of_root, "cat /proc/self/uid_map; echo root > /made");
+    spec.is_volatile = true;
+    let (end, said) = run(spec);
+    assert_eq!(end, ExitStatus::Code(0), "{said}");
+    assert_eq!(said.split_whitespace().take(2).collect::<Vec<_>>(), ["0", "0"], "{said}");
+    assert_eq!(fs::read_to_string(changes.join("root/made")).unwrap(), "root\n");
 }
 
 fn an_overlay_stays_in_the_root() {

@@ -117,7 +117,7 @@ fn base(spec: &ContainerSpec) -> Step<OwnedFd> {
         }
         RootFs::Overlay { lowers, upper, work } => {
             let layers = Layers::open(lowers, upper, work, open_directory)?;
-            Ok(layers.mount(None, false, plain(spec))?.0)
+            Ok(layers.mount(None, false, false, plain(spec))?.0)
         }
     }
 }
