@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
 use rustix::io::Errno;
 use thiserror::Error;
-use vr_common::archive::{self, UnpackOptions, bytes_in};
+use vr_common::archive::{self, ArchiveError, UnpackOptions, bytes_in};
 use vr_common::lock::{FileLock, LockError};
 use vr_common::log::DOING;
 use vr_common::paths::VrRoot;
@@ -61,7 +61,18 @@ pub enum ImageError {
 impl ImageError {
     /// Whether what was asked for cannot be, rather than not now.
     pub fn is_bad_input(&self) -> bool {
-        matches!(self, Self::Tarball { source: TarballError::NoFileName { .. }, .. })
+        let Self::Tarball { source, .. } = self else { return false };
+        match source {
+            TarballError::NoFileName { .. } => true,
+            TarballError::Archive(error) => matches!(
+                error,
+                ArchiveError::UnknownCompression(_)
+                    | ArchiveError::Corrupt { .. }
+                    | ArchiveError::EntryRefused { .. }
+                    | ArchiveError::TooMuch { .. }
+            ),
+            TarballError::Fetch(_) | TarballError::Io { .. } => false,
+        }
     }
 }
 

@@ -6,14 +6,15 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use tempfile::NamedTempFile;
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::below::make_empty_below;
 use super::run::{Ended, Runner, is_about_the_machine};
@@ -45,8 +46,9 @@ pub(super) fn check_out(
 struct Hg<'a> {
     runner: Runner<'a>,
     /// A file of settings with the name and password for the repository's host: everybody on the machine can see
-    /// arguments. With the value of `HGRCPATH` that names it beside the usual ones.
-    account: Option<(NamedTempFile, OsString)>,
+    /// arguments. It is in memory, so it is gone with this process, however that ends. With the value of `HGRCPATH` that
+    /// names it beside the usual ones.
+    account: Option<(File, OsString)>,
     /// Whether ssh has to be told not to ask.
     plain_ssh: bool,
 }
@@ -58,8 +60,9 @@ impl<'a> Hg<'a> {
         let (address, account) = match account {
             Some((password, account)) => {
                 let file = settings_file(&account, &password)
-                    .map_err(io_error("write a file of settings in", &env::temp_dir()))?;
-                let path = settings_path(file.path());
+                    .map_err(io_error("write a file of settings in", Path::new("memory")))?;
+                let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+                let path = settings_path(Path::new(&path));
                 (account.address, Some((file, path)))
             }
             None => (url.address(), None),
@@ -343,9 +346,9 @@ fn is_mirror(folder: &Path) -> bool {
 }
 
 /// Settings with the name and password for a host, in a file that only this user can read.
-fn settings_file(account: &Account, password: &str) -> io::Result<NamedTempFile> {
+fn settings_file(account: &Account, password: &str) -> io::Result<File> {
     let (scheme, host) = account.origin.split_once("://").unwrap_or_default();
-    let mut file = NamedTempFile::new()?;
+    let mut file = File::from(memfd_create("hgrc", MemfdFlags::CLOEXEC)?);
     writeln!(file, "[auth]\nvelociraptor.prefix = {host}/\nvelociraptor.schemes = {scheme}")?;
     writeln!(file, "velociraptor.username = {}\nvelociraptor.password = {password}", account.name)?;
     Ok(file)

@@ -64,7 +64,7 @@ fn a_base_that_is_wrong_or_broken_is_named() {
 
     let whole = fs::read(&world.base).unwrap();
     fs::write(&world.base, &whole[..whole.len() / 2]).unwrap();
-    let ended = world.build(&world.yaml(script, "")).expect(1);
+    let ended = world.build(&world.yaml(script, "")).expect(2);
     assert!(ended.error().contains("is truncated or not a"), "{}", ended.error());
     world.assert_left(&[]);
     assert!(!world.path("root/images/tiny_base/contents").exists());
@@ -74,7 +74,7 @@ fn a_base_that_is_wrong_or_broken_is_named() {
     fs::write(&text, "not a tarball\n").unwrap();
     let yaml = fs::read_to_string(world.path("image.yaml")).unwrap().replace("tiny_base.tar.gz", "tiny_base");
     fs::write(world.path("image.yaml"), yaml).unwrap();
-    let ended = world.build(&world.path("image.yaml")).expect(1);
+    let ended = world.build(&world.path("image.yaml")).expect(2);
     let expected = "tiny_base is not an archive this program knows: expected .tar, .tar.gz, ";
     assert!(ended.error().starts_with("image tiny_base: "), "{}", ended.error());
     assert!(ended.error().contains(expected), "{}", ended.error());
