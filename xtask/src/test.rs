@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Stdio;
 
 use anyhow::{Context, Result};
 use vr_common::process::command;
@@ -11,7 +12,7 @@ use crate::debian;
 use crate::steps::{self, cargo, timed};
 
 /// What the tests run, and the Debian package that holds it.
-const PROGRAMS: [(&str, &str); 11] = [
+const PROGRAMS: [(&str, &str); 13] = [
     ("git", "git"),
     ("hg", "mercurial"),
     ("make", "make"),
@@ -23,10 +24,15 @@ const PROGRAMS: [(&str, &str); 11] = [
     ("lxc-start", "lxc"),
     ("debootstrap", "debootstrap"),
     ("sshd", "openssh-server"),
+    ("ip", "iproute2"),
+    ("sudo", "sudo"),
 ];
 
 /// What the tests read without running it, and the Debian package that holds it.
 const FILES: [(&str, &str); 1] = [("/usr/lib/python3/dist-packages/yaml/__init__.py", "python3-yaml")];
+
+/// What Python imports, and the Debian package that holds it.
+const MODULES: [(&str, &str); 1] = [("ensurepip", "python3-venv")];
 
 /// What Debian's packages ask before they start a service.
 const SERVICE_POLICY: &str = "/usr/sbin/policy-rc.d";
@@ -71,11 +77,18 @@ fn in_path(program: &str) -> bool {
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
 }
 
+fn is_imported(module: &str) -> bool {
+    let mut python = command("python3");
+    python.args(["-c", &format!("import {module}")]).stderr(Stdio::null());
+    python.status().is_ok_and(|status| status.success())
+}
+
 /// Installs the packages of what is missing; gives those that could not be.
 fn install(root: bool) -> Result<Vec<&'static str>> {
     let programs = PROGRAMS.iter().filter(|(program, _)| !in_path(program));
     let files = FILES.iter().filter(|(file, _)| !Path::new(file).exists());
-    let missing: Vec<_> = programs.chain(files).map(|(_, package)| *package).collect();
+    let modules = MODULES.iter().filter(|(module, _)| !is_imported(module));
+    let missing: Vec<_> = programs.chain(files).chain(modules).map(|(_, package)| *package).collect();
     if missing.is_empty() || !root || !Path::new("/usr/bin/apt-get").exists() {
         return Ok(missing);
     }

@@ -5,10 +5,14 @@
 
 mod meeting;
 mod program;
+mod python;
 mod server;
+mod sshd;
 mod wait;
 
 pub use meeting::Meeting;
 pub use program::{Ended, Started, ended};
+pub use python::published_python;
 pub use server::{Answer, Server};
+pub use sshd::{Sshd, SshdOptions, SudoRule};
 pub use wait::{DEADLINE, marker, names, sleeps, until};
