@@ -51,6 +51,16 @@ impl FromStr for ListenAddress {
     }
 }
 
+impl ListenAddress {
+    /// Whether only programs of this machine can reach it.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Self::Unix(_) => true,
+        }
+    }
+}
+
 impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -77,10 +87,16 @@ impl TryFrom<String> for ListenAddress {
 /// The contents of the address file, as JSON: `{"address": "127.0.0.1:41234", "pid": 77}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentAddress {
-    /// Where it listens, with the port that was really bound.
+    /// Where the API is, with the port that was really bound.
     pub address: ListenAddress,
     /// The agent's process; a file whose process is gone is stale.
     pub pid: u32,
+    /// Where it listens beside that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more: Vec<ListenAddress>,
+    /// Where it answers as Supervisor does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub supervisor: Vec<ListenAddress>,
 }
 
 impl AgentAddress {
@@ -106,7 +122,7 @@ mod tests {
         for text in ["127.0.0.1:9002", "[::1]:0", "unix:/run/agent/agent.sock"] {
             let address: ListenAddress = text.parse().unwrap();
             assert_eq!(address.to_string(), text);
-            let said = AgentAddress { address, pid: 7 };
+            let said = AgentAddress { address, pid: 7, more: Vec::new(), supervisor: Vec::new() };
             let json = serde_json::to_string(&said).unwrap();
             assert_eq!(json, format!(r#"{{"address":"{text}","pid":7}}"#));
             assert_eq!(serde_json::from_str::<AgentAddress>(&json).unwrap(), said);

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use vr_common::exit;
-use vr_common::names::HostName;
 
-use crate::address::ListenAddress;
-use crate::serve::{Settings, serve};
+use crate::check::check;
+use crate::error::ServeError;
+use crate::serve::serve;
+use crate::settings::{Flags, Settings};
 
 /// Supervises the procs of a host and answers the server.
 #[derive(Parser)]
@@ -23,28 +24,36 @@ struct CommandLine {
 enum Command {
     /// Serve until SIGTERM or SIGINT; the procs outlive it.
     Serve(Serve),
+    /// Find out what this host lacks; with the flags of `serve`, also whether that would work.
+    Check {
+        #[command(flatten)]
+        serve: Serve,
+        /// Print one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Args)]
 struct Serve {
-    /// The folder of this host's builds, images and procs.
-    #[arg(long, env = "VR_ROOT", default_value = "/apps", value_name = "DIR")]
-    root: PathBuf,
-    /// Where to listen: ADDRESS:PORT, with port 0 for a free one, or unix:/absolute/path.sock.
-    #[arg(long, default_value = "127.0.0.1:9002", value_name = "ADDRESS")]
-    listen: ListenAddress,
-    /// The host's name, shown with every proc.
-    #[arg(long, value_name = "NAME")]
-    host: HostName,
-    /// A file with the token that every request needs.
+    /// A YAML file with any of the other options, by their names: `token-file: /etc/velociraptor/agent.token`
     #[arg(long, value_name = "FILE")]
-    token_file: PathBuf,
-    /// Where the agent keeps notes of its own; `agent` below the root by default.
-    #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
-    /// Where to write {"address": "ADDRESS", "pid": N} once requests are taken.
-    #[arg(long, value_name = "FILE")]
-    address_file: Option<PathBuf>,
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+impl Serve {
+    fn flags(self) -> Result<Flags, ServeError> {
+        match &self.config {
+            Some(file) => self.flags.or_file(file),
+            None => Ok(self.flags),
+        }
+    }
+
+    fn settings(self) -> Result<Settings, ServeError> {
+        self.flags()?.settings()
+    }
 }
 
 /// The arguments, for their parser, completions and manual pages.
@@ -52,14 +61,30 @@ pub fn command() -> clap::Command {
     CommandLine::command()
 }
 
-/// Parses the arguments, serves, and says why it ended.
+/// Parses the arguments, carries them out, and says why it ended.
 pub fn main() -> ExitCode {
-    let Command::Serve(serve_args) = CommandLine::parse().command;
-    vr_common::log::init_service("info");
+    match CommandLine::parse().command {
+        Command::Serve(flags) => {
+            vr_common::log::init_service("info");
+            // Two threads do for hundreds of procs; the other ones wait for disks.
+            run(2, async { serve(flags.settings()?).await.map(|()| ExitCode::SUCCESS) })
+        }
+        Command::Check { serve, json } => {
+            vr_common::log::init_tool("error");
+            run(1, async move {
+                let done = check(serve.flags()?, json).await;
+                match done.map_err(|source| ServeError::System { what: "print what was found", source })? {
+                    true => Ok(ExitCode::SUCCESS),
+                    false => Ok(ExitCode::from(exit::FAILED)),
+                }
+            })
+        }
+    }
+}
 
-    // Two threads do for hundreds of procs; the other ones wait for disks.
+fn run(threads: usize, work: impl Future<Output = Result<ExitCode, ServeError>>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(threads)
         .max_blocking_threads(16)
         .enable_all()
         .build();
@@ -67,13 +92,11 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(e) => return exit::report(&e, Some("the agent needs threads and epoll"), exit::FAILED),
     };
-    let Serve { root, listen, host, token_file, state_dir, address_file } = serve_args;
-    let served =
-        runtime.block_on(serve(Settings { root, listen, host, token_file, state_dir, address_file }));
+    let done = runtime.block_on(work);
     // A disk that hangs must not keep the agent from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
-    match served {
-        Ok(()) => ExitCode::SUCCESS,
+    match done {
+        Ok(code) => code,
         Err(e) if e.is_bad_input() => exit::report(&e, None, exit::BAD_INPUT),
         Err(e) => exit::report(&e, None, exit::FAILED),
     }

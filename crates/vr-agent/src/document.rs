@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use vr_common::host_api::{ProcDocument, ProcState};
-use vr_common::names::ParsedProcName;
+use vr_common::supervisor::ProcessInfo;
 
 /// What the supervision knows of a proc at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +21,12 @@ pub struct Snapshot {
     pub spawn_error: String,
     /// Whether `vrun setup` is at work, or has to work first.
     pub setting_up: bool,
+    /// The waiting vrun; 0 for none.
+    pub vrun_pid: u32,
+    /// How often it was started again by itself.
+    pub restarts: u32,
+    /// How many of its processes were killed for want of memory, as far as their runs are over.
+    pub ooms: u32,
 }
 
 impl Snapshot {
@@ -34,32 +40,37 @@ impl Snapshot {
             exit_status: 0,
             spawn_error: String::new(),
             setting_up: false,
+            vrun_pid: 0,
+            restarts: 0,
+            ooms: 0,
         }
     }
 
     /// The document of the proc `name` whose log is at `log`, at the time `now`.
     pub fn document(&self, host: &str, name: &str, log: &str, now: Timestamp) -> ProcDocument {
-        ProcDocument {
-            description: self.description(now),
-            exitstatus: self.exit_status,
-            group: name.to_owned(),
-            logfile: log.to_owned(),
+        self.info(name, log, now).document(host)
+    }
+
+    /// The same as Supervisor tells it.
+    pub fn info(&self, name: &str, log: &str, now: Timestamp) -> ProcessInfo {
+        let seconds = |unix_ms: Option<i64>| unix_ms.map_or(0, |ms| ms.div_euclid(1000));
+        ProcessInfo {
             name: name.to_owned(),
-            now: Some(iso(now)),
-            pid: self.pid,
-            spawnerr: self.spawn_error.clone(),
-            start_time: time(self.started_at).map(iso),
+            group: name.to_owned(),
+            description: self.description(now),
+            start: seconds(self.started_at),
+            stop: seconds(self.ended_at),
+            now: now.as_second(),
             state: self.state.code(),
-            statename: self.state,
-            stderr_logfile: String::new(),
+            statename: self.state.name().to_owned(),
+            spawnerr: self.spawn_error.clone(),
+            exitstatus: self.exit_status,
+            logfile: log.to_owned(),
             stdout_logfile: log.to_owned(),
-            stop_time: time(self.ended_at).map(iso),
-            parsed: ParsedProcName::parse(name),
-            host: String::new(),
-            jsname: name.replace('.', "dot"),
-            id: String::new(),
+            stderr_logfile: String::new(),
+            pid: self.pid,
+            other: serde_json::Map::new(),
         }
-        .on_host(host)
     }
 
     fn description(&self, now: Timestamp) -> String {
@@ -81,11 +92,6 @@ impl Snapshot {
 
 fn time(unix_ms: Option<i64>) -> Option<Timestamp> {
     Timestamp::from_millisecond(unix_ms?).ok()
-}
-
-/// `2012-12-19T06:19:46+00:00`.
-fn iso(time: Timestamp) -> String {
-    time.strftime("%Y-%m-%dT%H:%M:%S+00:00").to_string()
 }
 
 /// `0:05:53`, `1 day, 0:05:53`, `2 days, 10:00:00`.

@@ -80,6 +80,23 @@ pub enum AgentError {
         /// Why its record cannot be written.
         source: Box<AgentError>,
     },
+    /// Asked to take up a proc that is supervised already.
+    #[error("{0} is supervised already")]
+    AlreadyAdded(String),
+    /// Asked to let go of a proc that is not down.
+    #[error("{0} is still running; stop it first")]
+    StillRunning(String),
+    /// There is no process to do that to.
+    #[error("{0} is not running")]
+    NotRunning(String),
+    /// The kernel refused a signal.
+    #[error("cannot signal {name}")]
+    Signal {
+        /// The proc.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
     /// A defect of the agent itself.
     #[error("the agent failed while it worked on {0}; its log says why")]
     Broken(String),
@@ -94,9 +111,17 @@ pub enum ServeError {
     /// A setting is wrong.
     #[error("{0}")]
     BadSetting(String),
-    /// The token's file cannot be used.
-    #[error("cannot read the token from {}", path.display())]
-    Token {
+    /// The file of settings cannot be used.
+    #[error(transparent)]
+    Config(vr_common::yaml::YamlError),
+    /// A certificate or its key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] crate::tls::TlsError),
+    /// The file of a token or password cannot be used.
+    #[error("cannot read the {what} from {}", path.display())]
+    Secret {
+        /// `token` or `password`.
+        what: &'static str,
         /// The file.
         path: PathBuf,
         /// Why.
@@ -147,6 +172,6 @@ pub enum ServeError {
 impl ServeError {
     /// Whether the caller has to change the command line or a file of settings.
     pub fn is_bad_input(&self) -> bool {
-        matches!(self, Self::BadSetting(_) | Self::Token { .. })
+        matches!(self, Self::BadSetting(_) | Self::Config(_) | Self::Tls(_) | Self::Secret { .. })
     }
 }

@@ -2,27 +2,38 @@
 //!
 //! Knows no HTTP. A lookup never waits for a proc: lists are made from what supervisions last showed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rustix::process::Signal;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{error, info, warn};
-use vr_common::host_api::{Deleted, HostInfo, ProcDocument, ProcList, ProcState, UptestReport, UptestResult};
+use vr_common::host_api::{
+    Deleted, HostInfo, KeptLog, ProcDocument, ProcList, ProcState, UptestReport, UptestResult,
+};
 use vr_common::names::ContainerName;
 use vr_common::paths::VrRoot;
 use vr_common::proc_data::ProcData;
+use vr_common::supervisor::ProcessInfo;
 
+use crate::changes::{ChangeKind, Changes};
+use crate::document::Snapshot;
 use crate::error::AgentError;
-use crate::supervision::{Command, GiveUps, Handle, Reply, Supervision, Surroundings};
+use crate::files::{self, Stamp};
+use crate::kept::{self, KeptLogs};
+use crate::supervision::{Command, GiveUps, Handle, Left, Reply, Supervision, Surroundings, Wait};
+use crate::usage::Meter;
 use crate::vrun::{self, CallError, ProcFiles};
-use crate::{host_info, log_tail};
+use crate::{host_info, logs};
 
 /// How many procs are set up at once.
 const SETUPS_AT_ONCE: usize = 2;
@@ -40,8 +51,37 @@ const TRIES: u32 = 20;
 const BROKEN_TRIES: u32 = 2;
 /// How long a supervision that broke is left alone, unless something is asked of its proc.
 const BROKEN_PAUSE: Duration = Duration::from_secs(5);
+/// How often kept logs are looked through.
+const SWEEP_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// The most of a log that is given at once, in bytes.
 pub const LOG_LIMIT: u64 = 1 << 20;
+/// How many procs are being started at once for each processor: from the start of vrun until the app runs. More would
+/// only make each take longer.
+const STARTS_PER_CPU: usize = 4;
+
+/// How a host is looked after.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long the logs of procs that are gone are kept, in days; 0 for not at all.
+    pub keep_logs_days: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { keep_logs_days: kept::KEEP_DAYS }
+    }
+}
+
+/// What differs between the procs that are supervised and those on disk, by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Differences {
+    /// On disk, but not supervised.
+    pub added: Vec<String>,
+    /// With another `proc.yaml` than the one that the supervision goes by.
+    pub changed: Vec<String>,
+    /// Supervised, but no longer on disk.
+    pub removed: Vec<String>,
+}
 
 /// A host and its procs.
 #[derive(Debug)]
@@ -49,25 +89,53 @@ pub struct Host {
     name: String,
     around: Arc<Surroundings>,
     uptests: Semaphore,
-    procs: Mutex<BTreeMap<String, Handle>>,
+    procs: Mutex<Procs>,
+    meter: Meter,
+}
+
+#[derive(Debug, Default)]
+struct Procs {
+    supervised: BTreeMap<String, Handle>,
+    /// Those that are on disk, but not to be supervised until somebody asks for it.
+    let_go: BTreeSet<String>,
 }
 
 impl Host {
     /// Finds the procs that are there, adopts those that run, and goes on with what an earlier agent left
     /// undone. `state_dir` holds the notes of deletes in progress.
     pub async fn open(name: &str, root: VrRoot, state_dir: &Path) -> io::Result<Arc<Self>> {
+        Self::open_with(name, root, state_dir, Options::default()).await
+    }
+
+    /// As [`Self::open`], with options.
+    pub async fn open_with(
+        name: &str,
+        root: VrRoot,
+        state_dir: &Path,
+        options: Options,
+    ) -> io::Result<Arc<Self>> {
         let deleting = state_dir.join("deleting");
         std::fs::create_dir_all(root.procs())?;
         std::fs::create_dir_all(&deleting)?;
         let mut names = names_in(&root.procs())?;
         names.extend(names_in(&deleting)?);
-        let around = Surroundings { root, deleting, setups: Semaphore::new(SETUPS_AT_ONCE) };
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let around = Surroundings {
+            deleting,
+            setups: Semaphore::new(SETUPS_AT_ONCE),
+            starts: Arc::new(Semaphore::new(cpus * STARTS_PER_CPU)),
+            changes: Changes::new(name, root.clone()),
+            kept_logs: KeptLogs::new(root.path().join("logs"), options.keep_logs_days),
+            root,
+        };
         let host = Arc::new(Self {
             name: name.to_owned(),
             around: Arc::new(around),
             uptests: Semaphore::new(UPTESTS_AT_ONCE),
             procs: Mutex::default(),
+            meter: Meter::default(),
         });
+        tokio::spawn(sweep_now_and_then(Arc::downgrade(&host.around)));
         let mut found: Vec<Handle> = Vec::new();
         for name in names {
             let proc_yaml = host.files(&name).proc_yaml();
@@ -87,17 +155,69 @@ impl Host {
         Ok(host)
     }
 
+    /// The host's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where the host's files are.
+    pub fn root(&self) -> &VrRoot {
+        &self.around.root
+    }
+
+    /// What happens to the procs, as it happens.
+    pub fn changes(&self) -> &Changes {
+        &self.around.changes
+    }
+
+    /// The procs' names, sorted.
+    pub fn names(&self) -> Vec<String> {
+        self.lock().supervised.keys().cloned().collect()
+    }
+
+    /// What is known of a proc, if it is supervised.
+    pub fn snapshot(&self, name: &str) -> Option<Snapshot> {
+        self.lock().supervised.get(name).map(|handle| handle.shown.borrow().clone())
+    }
+
+    /// A proc as Supervisor tells of it, if it is supervised.
+    pub fn info_of(&self, name: &str) -> Option<ProcessInfo> {
+        let log = self.files(name).log().display().to_string();
+        self.snapshot(name).map(|shown| shown.info(name, &log, Timestamp::now()))
+    }
+
     /// All procs, sorted by name.
     pub fn list(&self) -> ProcList {
-        let handles = self.lock().clone();
-        let procs = handles.iter().map(|(name, handle)| self.show(name, handle)).collect();
+        let procs = self.handles().iter().map(|(name, handle)| self.show(name, handle)).collect();
         ProcList { host: self.name.clone(), procs }
+    }
+
+    /// The same, each with what it uses of the host.
+    pub async fn list_with_usage(&self) -> ProcList {
+        let mut list = self.list();
+        let usage = self.usage().await;
+        for proc in &mut list.procs {
+            proc.usage = usage.get(&proc.name).cloned();
+        }
+        list
     }
 
     /// One proc.
     pub fn document(&self, name: &str) -> Result<ProcDocument, AgentError> {
-        let handle = self.lock().get(name).cloned();
+        let handle = self.lock().supervised.get(name).cloned();
         handle.map(|handle| self.show(name, &handle)).ok_or_else(|| AgentError::NoSuchProc(name.to_owned()))
+    }
+
+    /// The same, with what it uses of the host.
+    pub async fn document_with_usage(&self, name: &str) -> Result<ProcDocument, AgentError> {
+        let mut proc = self.document(name)?;
+        proc.usage = self.usage().await.get(name).cloned();
+        Ok(proc)
+    }
+
+    async fn usage(&self) -> Arc<BTreeMap<String, vr_common::host_api::Usage>> {
+        let procs = self.handles().into_iter().map(|(name, handle)| (name, handle.shown.borrow().clone()));
+        self.meter.usage(procs.collect()).await
     }
 
     /// What the host has.
@@ -132,16 +252,79 @@ impl Host {
         self.document(&name)
     }
 
-    /// Has a proc running; answered when it has been up for a second, or ended before that.
+    /// Has a proc running; answered when it has been up for `startsecs`, or ended before that.
     pub async fn start(self: &Arc<Self>, name: &str) -> Result<ProcDocument, AgentError> {
-        self.ask(name, false, Command::Start).await?;
+        self.start_with(name, Wait::Outcome).await
+    }
+
+    /// Has a proc running, and waits for the outcome or not.
+    pub async fn start_with(self: &Arc<Self>, name: &str, wait: Wait) -> Result<ProcDocument, AgentError> {
+        self.ask(name, false, |reply| Command::Start(wait, reply)).await?;
         self.document(name)
     }
 
     /// Has a proc down.
     pub async fn stop(self: &Arc<Self>, name: &str) -> Result<ProcDocument, AgentError> {
-        self.ask(name, false, Command::Stop).await?;
+        self.stop_with(name, Wait::Outcome).await
+    }
+
+    /// Has a proc down, and waits for its end or not.
+    pub async fn stop_with(self: &Arc<Self>, name: &str, wait: Wait) -> Result<ProcDocument, AgentError> {
+        self.ask(name, false, |reply| Command::Stop(wait, reply)).await?;
         self.document(name)
+    }
+
+    /// Sends a signal to a proc's app.
+    pub async fn signal(self: &Arc<Self>, name: &str, signal: Signal) -> Result<(), AgentError> {
+        self.ask(name, false, |reply| Command::Signal(signal, reply)).await
+    }
+
+    /// Takes up a proc that is on disk and not supervised, and has it set up and started.
+    pub async fn add(self: &Arc<Self>, name: &str) -> Result<(), AgentError> {
+        // Names become paths.
+        if name.parse::<ContainerName>().is_err() || !self.files(name).proc_yaml().exists() {
+            return Err(AgentError::NoSuchProc(name.to_owned()));
+        }
+        if self.lock().supervised.contains_key(name) {
+            return Err(AgentError::AlreadyAdded(name.to_owned()));
+        }
+        self.ask(name, true, Command::Add).await
+    }
+
+    /// Forgets a proc that is down, and leaves its files as they are, until it is added again or the agent is started
+    /// again.
+    pub async fn let_go(self: &Arc<Self>, name: &str) -> Result<(), AgentError> {
+        if self.snapshot(name).is_none() {
+            return Err(AgentError::NoSuchProc(name.to_owned()));
+        }
+        match self.ask(name, false, Command::LetGo).await {
+            // Somebody else was faster.
+            Err(AgentError::NoSuchProc(_)) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Compares the procs that are supervised with those on disk. Reads files; call it where that is fine.
+    pub fn compare(&self) -> Result<Differences, AgentError> {
+        let procs = self.around.root.procs();
+        let on_disk =
+            names_in(&procs).map_err(|source| AgentError::File { what: "read", path: procs, source })?;
+        let handles = self.handles();
+        let mut differences = Differences::default();
+        for name in on_disk.iter().filter(|name| !handles.contains_key(*name)) {
+            if self.files(name).proc_yaml().exists() {
+                differences.added.push(name.clone());
+            }
+        }
+        for (name, handle) in handles {
+            let loaded = *handle.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+            match Stamp::of(&self.files(&name).proc_yaml()) {
+                None => differences.removed.push(name),
+                Some(there) if loaded.is_some_and(|loaded| loaded != there) => differences.changed.push(name),
+                Some(_) => {}
+            }
+        }
+        Ok(differences)
     }
 
     /// Has a proc ended and started again.
@@ -155,7 +338,7 @@ impl Host {
         let done = Deleted { name: name.to_owned(), deleted: true };
         let something_left =
             self.files(name).dir.symlink_metadata().is_ok() || self.around.deleting.join(name).exists();
-        if !something_left && self.lock().get(name).is_none() {
+        if !something_left && self.snapshot(name).is_none() {
             return Ok(done);
         }
         match self.ask(name, something_left, Command::Delete).await {
@@ -191,16 +374,60 @@ impl Host {
 
     /// The last `bytes` bytes of a proc's log, at most [`LOG_LIMIT`]. Reads files; call it where that is fine.
     pub fn log(&self, name: &str, bytes: u64) -> Result<Vec<u8>, AgentError> {
-        let files = self.files(name);
-        if !files.dir.exists() {
-            return Err(AgentError::NoSuchProc(name.to_owned()));
-        }
-        let path = files.log();
-        log_tail::read(&path, bytes.min(LOG_LIMIT)).map_err(|source| AgentError::File {
+        let path = self.log_file(name)?;
+        logs::read(&path, bytes.min(LOG_LIMIT)).map_err(|source| AgentError::File {
             what: "read",
             path,
             source,
         })
+    }
+
+    /// A proc's log, or the one that was kept of a proc that is gone. The file itself may be missing, when the proc never
+    /// was started. Looks at files; call it where that is fine.
+    pub fn log_file(&self, name: &str) -> Result<PathBuf, AgentError> {
+        let no_such_proc = || AgentError::NoSuchProc(name.to_owned());
+        // Names become paths.
+        let name = name.parse::<ContainerName>().map_err(|_| no_such_proc())?.to_string();
+        let files = self.files(&name);
+        if files.proc_yaml().exists() {
+            return Ok(files.log());
+        }
+        let left = || files.dir.exists().then(|| files.log());
+        self.around.kept_logs.find(&name).or_else(left).ok_or_else(no_such_proc)
+    }
+
+    /// Where a proc's `proc.yaml` is, if it has one. The name becomes a path as it is.
+    pub fn proc_yaml(&self, name: &ContainerName) -> PathBuf {
+        self.files(&name.to_string()).proc_yaml()
+    }
+
+    /// The logs of procs that are gone, sorted by name. Looks at files; call it where that is fine.
+    pub fn kept_logs(&self) -> Result<Vec<KeptLog>, AgentError> {
+        self.around.kept_logs.list().map_err(|source| AgentError::File {
+            what: "read",
+            path: self.around.root.path().join("logs"),
+            source,
+        })
+    }
+
+    /// Empties a supervised proc's log, which vrun goes on to write, and removes the rotated one.
+    pub async fn clear_log(&self, name: &str) -> Result<(), AgentError> {
+        if self.snapshot(name).is_none() {
+            return Err(AgentError::NoSuchProc(name.to_owned()));
+        }
+        let path = self.files(name).log();
+        let log = path.clone();
+        let cleared = tokio::task::spawn_blocking(move || {
+            files::remove_if_there(&log.with_file_name("log.1"))?;
+            let no_follow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0);
+            match OpenOptions::new().write(true).custom_flags(no_follow).open(&log) {
+                Ok(file) => file.set_len(0),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(e) => Err(e),
+            }
+        });
+        let cleared = cleared.await.unwrap_or_else(|e| Err(io::Error::other(e)));
+        cleared.map_err(|source| AgentError::File { what: "empty", path, source })
     }
 
     fn show(&self, name: &str, handle: &Handle) -> ProcDocument {
@@ -212,13 +439,17 @@ impl Host {
         ProcFiles { dir: self.around.root.proc_dir(name) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Handle>> {
+    fn handles(&self) -> BTreeMap<String, Handle> {
+        self.lock().supervised.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Procs> {
         // Nothing is left half-changed under this lock.
         self.procs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks a proc's supervision and waits for its answer. With `make`, one is made for a name that has none;
-    /// without, it has to have a `proc.yaml`.
+    /// without, it has to have a `proc.yaml` and not to be let go.
     async fn ask(
         self: &Arc<Self>,
         name: &str,
@@ -227,20 +458,25 @@ impl Host {
     ) -> Result<(), AgentError> {
         let mut broken = 0;
         for _ in 0..TRIES {
-            let known = self.lock().get(name).cloned();
+            let (known, is_let_go) = {
+                let procs = self.lock();
+                (procs.supervised.get(name).cloned(), procs.let_go.contains(name))
+            };
             let handle = match known {
                 Some(handle) => handle,
-                None if make || self.files(name).proc_yaml().exists() => self.find_or_make(name),
+                None if make || (!is_let_go && self.files(name).proc_yaml().exists()) => {
+                    self.find_or_make(name)
+                }
                 None => return Err(AgentError::NoSuchProc(name.to_owned())),
             };
             let (reply, answer) = oneshot::channel();
             let command = command(reply);
             handle.give_up.send_modify(|GiveUps { stops, deletes }| match command {
-                Command::Stop(_) => *stops += 1,
+                Command::Stop(..) => *stops += 1,
                 Command::Delete(_) => *deletes += 1,
                 _ => {}
             });
-            if handle.commands.send(command).await.is_ok()
+            if handle.commands.send(Box::new(command)).await.is_ok()
                 && let Ok(answer) = answer.await
             {
                 return answer;
@@ -252,7 +488,7 @@ impl Host {
                 }
             }
             // Its proc is gone, or it broke: there is another one now, or none.
-            self.forget(name, &handle.ended);
+            self.forget(name, &handle.ended, false);
             tokio::task::yield_now().await;
         }
         Err(AgentError::Broken(name.to_owned()))
@@ -260,11 +496,12 @@ impl Host {
 
     fn find_or_make(self: &Arc<Self>, name: &str) -> Handle {
         let mut procs = self.lock();
-        if let Some(handle) = procs.get(name) {
+        if let Some(handle) = procs.supervised.get(name) {
             return handle.clone();
         }
         let (supervision, handle, commands) = Supervision::new(name, Arc::clone(&self.around));
-        procs.insert(name.to_owned(), handle.clone());
+        procs.supervised.insert(name.to_owned(), handle.clone());
+        procs.let_go.remove(name);
         drop(procs);
         let task = tokio::spawn(supervision.run(commands));
         tokio::spawn(see_off(Arc::downgrade(self), name.to_owned(), handle.ended.clone(), task));
@@ -272,23 +509,32 @@ impl Host {
     }
 
     /// Takes a supervision from the list, unless another one has taken its place.
-    fn forget(&self, name: &str, ended: &Arc<AtomicBool>) {
+    fn forget(&self, name: &str, ended: &Arc<AtomicBool>, let_go: bool) {
         let mut procs = self.lock();
-        if procs.get(name).is_some_and(|handle| Arc::ptr_eq(&handle.ended, ended)) {
-            procs.remove(name);
+        if procs.supervised.get(name).is_some_and(|handle| Arc::ptr_eq(&handle.ended, ended)) {
+            procs.supervised.remove(name);
+            if let_go {
+                procs.let_go.insert(name.to_owned());
+            }
         }
     }
 }
 
 /// Waits for the end of a supervision and has it forgotten. One that broke is replaced after a while, so that
 /// its proc does not stay alone.
-async fn see_off<T: Send>(host: Weak<Host>, name: String, ended: Arc<AtomicBool>, task: JoinHandle<T>) {
+async fn see_off(host: Weak<Host>, name: String, ended: Arc<AtomicBool>, task: JoinHandle<Left>) {
     match task.await {
-        Ok(unanswered) => {
+        Ok(Left { announced, let_go, answers, unanswered }) => {
             ended.store(true, Ordering::Release);
-            // Forgotten before those who are still waiting hear of it, so that they find the next one.
+            // Forgotten before anybody hears of it, so that those who ask again find the next one.
             if let Some(host) = host.upgrade() {
-                host.forget(&name, &ended);
+                host.forget(&name, &ended, let_go);
+                if let Some((name, snapshot)) = announced {
+                    host.changes().publish(ChangeKind::Removed, &name, snapshot);
+                }
+            }
+            for (reply, answer) in answers {
+                let _ = reply.send(answer);
             }
             drop(unanswered);
         }
@@ -296,7 +542,7 @@ async fn see_off<T: Send>(host: Weak<Host>, name: String, ended: Arc<AtomicBool>
             error!(proc = name, "its supervision broke and is started again");
             sleep(BROKEN_PAUSE).await;
             if let Some(host) = host.upgrade() {
-                host.forget(&name, &ended);
+                host.forget(&name, &ended, false);
                 if host.files(&name).proc_yaml().exists() || host.around.deleting.join(&name).exists() {
                     host.find_or_make(&name);
                 }
@@ -307,8 +553,19 @@ async fn see_off<T: Send>(host: Weak<Host>, name: String, ended: Arc<AtomicBool>
     }
 }
 
+/// Removes kept logs whose time is over, at once and then every day.
+async fn sweep_now_and_then(around: Weak<Surroundings>) {
+    while let Some(around) = around.upgrade() {
+        let swept = tokio::task::spawn_blocking(move || around.kept_logs.sweep()).await;
+        if let Err(e) = swept.unwrap_or_else(|e| Err(io::Error::other(e))) {
+            warn!("the logs of procs that are gone cannot be looked through: {e}");
+        }
+        sleep(SWEEP_EVERY).await;
+    }
+}
+
 /// The container names among a folder's entries.
-fn names_in(folder: &Path) -> io::Result<std::collections::BTreeSet<String>> {
+fn names_in(folder: &Path) -> io::Result<BTreeSet<String>> {
     let entries: Vec<PathBuf> =
         std::fs::read_dir(folder)?.map(|entry| entry.map(|e| e.path())).collect::<io::Result<_>>()?;
     Ok(entries

@@ -3,16 +3,81 @@
 //!
 //! Knows no process, no clock and no disk. Times are milliseconds of any clock that never goes back.
 
-use vr_common::host_api::ProcState;
+use std::sync::Arc;
 
-/// How long a proc has to stay up before it counts as started.
-pub const START_MS: u64 = 1_000;
-/// How many more times a proc that ends too soon is tried before it is [`ProcState::Fatal`].
-pub const START_RETRIES: u32 = 3;
+use vr_common::host_api::ProcState;
+use vr_common::proc_data::ProcData;
+use vr_common::proc_data::rules::{AutoRestart, ExitCodes};
+
+/// Seconds that a proc has to stay up before it counts as started, unless its `proc.yaml` has `startsecs`.
+const START_SECONDS: u32 = 1;
+/// How many more times a proc that ends too soon is tried, unless its `proc.yaml` has `startretries`.
+const START_RETRIES: u32 = 3;
+/// How long an app may take to end, unless its `proc.yaml` has a `grace_period`, in seconds.
+pub const GRACE_SECONDS: u32 = 10;
+/// How much longer than the app vrun itself may take before it is killed, in seconds.
+const VRUN_GRACE_SECONDS: u32 = 10;
 /// How much longer the wait gets with each failed start.
 pub const BACKOFF_STEP_MS: u64 = 1_000;
 /// How often KILL is sent again to a process that does not go away.
 pub const KILL_AGAIN_MS: u64 = 5_000;
+/// How long it may take from the start of the process until the app itself runs. vrun gives up long before.
+pub const LAUNCH_MS: u64 = 180_000;
+
+/// What a proc's `proc.yaml` says of its supervision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// How long it has to stay up before it counts as started, in milliseconds.
+    pub start_ms: u64,
+    /// How many more times it is tried when it ends before that, until it is [`ProcState::Fatal`].
+    pub start_retries: u32,
+    /// Whether it is started again when it ends by itself after that.
+    pub auto_restart: AutoRestart,
+    /// The exit statuses that [`AutoRestart::Unexpected`] takes for expected; 128 and more for signals.
+    pub exit_codes: Vec<u8>,
+    /// How long it may take to end before it is killed, in milliseconds.
+    pub stop_ms: u64,
+}
+
+impl Rules {
+    /// Of a `proc.yaml`; the defaults are Supervisor's.
+    pub fn of(data: &ProcData) -> Self {
+        let ms = |seconds: u32| u64::from(seconds) * 1_000;
+        Self {
+            start_ms: ms(data.startsecs.unwrap_or(START_SECONDS)),
+            start_retries: data.startretries.unwrap_or(START_RETRIES),
+            auto_restart: data.autorestart.unwrap_or_default(),
+            exit_codes: data.exitcodes.clone().unwrap_or_default().0,
+            stop_ms: ms(data.grace_period.unwrap_or(GRACE_SECONDS)) + ms(VRUN_GRACE_SECONDS),
+        }
+    }
+
+    /// Whether a proc that was up and ended by itself is left alone.
+    pub fn leave_alone(&self, exit_status: i32) -> bool {
+        match self.auto_restart {
+            AutoRestart::Always => false,
+            AutoRestart::Never => true,
+            AutoRestart::Unexpected => self.is_expected(exit_status),
+        }
+    }
+
+    /// Whether an exit status is one of `exitcodes`.
+    pub fn is_expected(&self, exit_status: i32) -> bool {
+        u8::try_from(exit_status).is_ok_and(|code| self.exit_codes.contains(&code))
+    }
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            start_ms: u64::from(START_SECONDS) * 1_000,
+            start_retries: START_RETRIES,
+            auto_restart: AutoRestart::default(),
+            exit_codes: ExitCodes::default().0,
+            stop_ms: u64::from(GRACE_SECONDS + VRUN_GRACE_SECONDS) * 1_000,
+        }
+    }
+}
 
 /// What can happen to a proc.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,17 +88,25 @@ pub enum Event {
     Stop,
     /// Somebody wants it ended and started again.
     Restart,
-    /// [`Action::Spawn`] worked.
+    /// [`Action::Spawn`] worked: there is a process that will run the app.
     Spawned,
-    /// [`Action::Spawn`] failed.
+    /// [`Action::Spawn`] failed, or there is nothing to end.
     SpawnFailed,
-    /// A process that somebody else started is this proc, and has been up for so long.
+    /// The app runs, and has done so for so long.
+    Up {
+        /// How long, in milliseconds.
+        age_ms: u64,
+    },
+    /// A process that somebody else started is this proc, and its app has been up for so long.
     Adopted {
-        /// How long it has been up, in milliseconds.
+        /// How long, in milliseconds.
         age_ms: u64,
     },
     /// The process ended.
-    Ended,
+    Ended {
+        /// The exit status, 128 and the signal's number after a signal, or -1 when nobody knows.
+        exit_status: i32,
+    },
     /// Time passed; only [`Machine::deadline`] makes it matter.
     Tick,
 }
@@ -43,10 +116,19 @@ pub enum Event {
 pub enum Action {
     /// Start the process, then tell [`Event::Spawned`], [`Event::Adopted`] or [`Event::SpawnFailed`].
     Spawn,
-    /// Ask the process to end (TERM).
+    /// Ask the process to end (TERM); tell [`Event::SpawnFailed`] if it was not started yet.
     Terminate,
     /// End it (KILL).
     Kill,
+}
+
+/// What came of a step.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// States that the proc went through on its way to the present one, as Supervisor tells them, too.
+    pub passed: Vec<ProcState>,
+    /// What has to be done.
+    pub action: Option<Action>,
 }
 
 /// A proc's state and all that decides what comes next.
@@ -55,21 +137,42 @@ pub struct Machine {
     state: ProcState,
     wanted: bool,
     failures: u32,
-    started_at: u64,
+    /// Since when the app is up, if it is.
+    up_since: Option<u64>,
     deadline: Option<u64>,
-    stop_ms: u64,
+    rules: Arc<Rules>,
+    passed: Vec<ProcState>,
 }
 
 impl Machine {
-    /// A proc that is down. `stop_ms` is how long it may take to end before it is killed.
-    pub fn stopped(stop_ms: u64) -> Self {
-        Self { state: ProcState::Stopped, wanted: false, failures: 0, started_at: 0, deadline: None, stop_ms }
+    /// A proc that is down.
+    pub fn stopped(rules: Arc<Rules>) -> Self {
+        Self {
+            state: ProcState::Stopped,
+            wanted: false,
+            failures: 0,
+            up_since: None,
+            deadline: None,
+            rules,
+            passed: Vec::new(),
+        }
     }
 
     /// A proc that is down after so many failed starts in a row: [`ProcState::Fatal`] if they were too many.
-    pub fn after_failures(stop_ms: u64, failures: u32) -> Self {
-        let state = if failures > START_RETRIES { ProcState::Fatal } else { ProcState::Stopped };
-        Self { state, failures, ..Self::stopped(stop_ms) }
+    pub fn after_failures(rules: Arc<Rules>, failures: u32) -> Self {
+        let state = if failures > rules.start_retries { ProcState::Fatal } else { ProcState::Stopped };
+        Self { state, failures, ..Self::stopped(rules) }
+    }
+
+    /// A proc that nobody will try again by itself.
+    pub fn given_up(rules: Arc<Rules>) -> Self {
+        let failures = rules.start_retries.saturating_add(1);
+        Self { state: ProcState::Fatal, failures, ..Self::stopped(rules) }
+    }
+
+    /// A proc that ended by itself and is left alone.
+    pub fn exited(rules: Arc<Rules>) -> Self {
+        Self { state: ProcState::Exited, ..Self::stopped(rules) }
     }
 
     /// The state.
@@ -87,11 +190,27 @@ impl Machine {
         self.deadline
     }
 
+    /// Goes by other rules from now on; a wait that has begun ends as it was to end.
+    pub fn go_by(&mut self, rules: Arc<Rules>) {
+        self.rules = rules;
+    }
+
+    /// What it goes by.
+    pub fn rules(&self) -> &Arc<Rules> {
+        &self.rules
+    }
+
+    /// Whether there is a process whose app does not run yet.
+    pub fn is_launching(&self) -> bool {
+        self.state == ProcState::Starting && self.up_since.is_none()
+    }
+
     /// The state after an event, and what has to be done.
     #[must_use]
-    pub fn step(mut self, event: Event, now: u64) -> (Self, Option<Action>) {
+    pub fn step(mut self, event: Event, now: u64) -> (Self, Outcome) {
         let action = self.apply(event, now);
-        (self, action)
+        let passed = std::mem::take(&mut self.passed);
+        (self, Outcome { passed, action })
     }
 
     fn apply(&mut self, event: Event, now: u64) -> Option<Action> {
@@ -134,20 +253,15 @@ impl Machine {
             }
 
             (Event::Spawned, Starting) => {
-                self.started_at = now;
-                self.deadline = Some(now + START_MS);
+                self.deadline = Some(now.saturating_add(LAUNCH_MS));
                 None
             }
+            (Event::Up { age_ms }, Starting) => self.up(age_ms, now),
+            (Event::Up { .. }, _) => None,
             (Event::Adopted { age_ms }, Starting | Stopped | Exited | Fatal | Backoff | Unknown) => {
                 self.wanted = true;
-                self.started_at = now.saturating_sub(age_ms);
-                if age_ms >= START_MS {
-                    self.run();
-                } else {
-                    self.state = Starting;
-                    self.deadline = Some(now + START_MS - age_ms);
-                }
-                None
+                self.state = Starting;
+                self.up(age_ms, now)
             }
             // It was told to stop while it was being started.
             (Event::Spawned | Event::Adopted { .. }, _) => self.terminate(now),
@@ -156,28 +270,34 @@ impl Machine {
             (Event::SpawnFailed, Stopping) => self.ended_on_request(),
             (Event::SpawnFailed, _) => None,
 
-            (Event::Ended, Starting) if now.saturating_sub(self.started_at) < START_MS => self.fail(now),
-            (Event::Ended, Starting | Running) => {
-                self.failures = 0;
-                self.spawn()
+            (Event::Ended { exit_status }, Starting) => {
+                match self.up_since {
+                    // The end was seen before the tick that would have made it RUNNING.
+                    Some(since) if now.saturating_sub(since) >= self.rules.start_ms => {
+                        self.passed.push(Running);
+                        self.ended_by_itself(exit_status)
+                    }
+                    _ => self.fail(now),
+                }
             }
-            (Event::Ended, Stopping) => self.ended_on_request(),
-            (Event::Ended, Stopped | Exited | Fatal | Backoff | Unknown) => None,
+            (Event::Ended { exit_status }, Running) => self.ended_by_itself(exit_status),
+            (Event::Ended { .. }, Stopping) => self.ended_on_request(),
+            (Event::Ended { .. }, Stopped | Exited | Fatal | Backoff | Unknown) => None,
 
             (Event::Tick, state) => {
                 if self.deadline.is_none_or(|due| now < due) {
                     return None;
                 }
                 match state {
-                    Starting => {
+                    Starting if self.up_since.is_some() => {
                         self.run();
                         None
                     }
-                    Backoff => self.spawn(),
-                    Stopping => {
-                        self.deadline = Some(now + KILL_AGAIN_MS);
+                    Starting | Stopping => {
+                        self.deadline = Some(now.saturating_add(KILL_AGAIN_MS));
                         Some(Action::Kill)
                     }
+                    Backoff => self.spawn(),
                     Running | Stopped | Exited | Fatal | Unknown => {
                         self.deadline = None;
                         None
@@ -189,9 +309,20 @@ impl Machine {
 
     fn spawn(&mut self) -> Option<Action> {
         self.state = ProcState::Starting;
-        // No deadline until there is a process whose age can be told.
+        self.up_since = None;
+        // No deadline until there is a process.
         self.deadline = None;
         Some(Action::Spawn)
+    }
+
+    fn up(&mut self, age_ms: u64, now: u64) -> Option<Action> {
+        self.up_since = Some(now.saturating_sub(age_ms));
+        if age_ms >= self.rules.start_ms {
+            self.run();
+        } else {
+            self.deadline = Some(now.saturating_add(self.rules.start_ms - age_ms));
+        }
+        None
     }
 
     fn run(&mut self) {
@@ -201,23 +332,38 @@ impl Machine {
 
     fn terminate(&mut self, now: u64) -> Option<Action> {
         self.state = ProcState::Stopping;
-        self.deadline = Some(now.saturating_add(self.stop_ms));
+        self.deadline = Some(now.saturating_add(self.rules.stop_ms));
         Some(Action::Terminate)
     }
 
     fn ended_on_request(&mut self) -> Option<Action> {
         self.failures = 0;
-        if self.wanted { self.spawn() } else { self.rest(ProcState::Stopped) }
+        if self.wanted {
+            self.passed.push(ProcState::Stopped);
+            self.spawn()
+        } else {
+            self.rest(ProcState::Stopped)
+        }
+    }
+
+    fn ended_by_itself(&mut self, exit_status: i32) -> Option<Action> {
+        self.failures = 0;
+        if self.rules.leave_alone(exit_status) {
+            return self.rest(ProcState::Exited);
+        }
+        self.passed.push(ProcState::Exited);
+        self.spawn()
     }
 
     fn fail(&mut self, now: u64) -> Option<Action> {
-        self.failures += 1;
-        if self.failures > START_RETRIES {
+        self.failures = self.failures.saturating_add(1);
+        if self.failures > self.rules.start_retries {
             self.wanted = false;
+            self.passed.push(ProcState::Backoff);
             return self.rest(ProcState::Fatal);
         }
         self.state = ProcState::Backoff;
-        self.deadline = Some(now + u64::from(self.failures) * BACKOFF_STEP_MS);
+        self.deadline = Some(now.saturating_add(u64::from(self.failures) * BACKOFF_STEP_MS));
         None
     }
 
@@ -229,213 +375,4 @@ impl Machine {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const STOP_MS: u64 = 20_000;
-
-    /// Steps a machine, and checks what it wants done.
-    fn step(machine: &mut Machine, event: Event, now: u64, expected: Option<Action>) -> ProcState {
-        let (next, action) = machine.clone().step(event, now);
-        assert_eq!(action, expected, "{event:?} at {now} in {machine:?}");
-        *machine = next;
-        machine.state()
-    }
-
-    fn running() -> Machine {
-        let mut m = Machine::stopped(STOP_MS);
-        step(&mut m, Event::Start, 0, Some(Action::Spawn));
-        step(&mut m, Event::Spawned, 0, None);
-        assert_eq!(step(&mut m, Event::Tick, START_MS, None), ProcState::Running);
-        m
-    }
-
-    #[test]
-    fn a_proc_runs_once_it_stayed_up_for_a_second() {
-        let mut m = Machine::stopped(STOP_MS);
-        assert_eq!(step(&mut m, Event::Start, 50, Some(Action::Spawn)), ProcState::Starting);
-        assert_eq!(m.deadline(), None);
-        step(&mut m, Event::Spawned, 100, None);
-        assert_eq!(m.deadline(), Some(1_100));
-        assert_eq!(step(&mut m, Event::Tick, 1_099, None), ProcState::Starting);
-        assert_eq!(step(&mut m, Event::Tick, 1_100, None), ProcState::Running);
-        assert_eq!(m.deadline(), None);
-    }
-
-    #[test]
-    fn one_that_ends_too_soon_is_tried_three_more_times_with_longer_waits() {
-        let mut m = Machine::stopped(STOP_MS);
-        step(&mut m, Event::Start, 0, Some(Action::Spawn));
-        let mut now = 0;
-        for wait in [1_000, 2_000, 3_000] {
-            step(&mut m, Event::Spawned, now, None);
-            now += 999;
-            assert_eq!(step(&mut m, Event::Ended, now, None), ProcState::Backoff);
-            assert_eq!(m.deadline(), Some(now + wait));
-            step(&mut m, Event::Tick, now + wait - 1, None);
-            now += wait;
-            step(&mut m, Event::Tick, now, Some(Action::Spawn));
-        }
-        step(&mut m, Event::Spawned, now, None);
-        assert_eq!(step(&mut m, Event::Ended, now + 10, None), ProcState::Fatal);
-        assert_eq!((m.deadline(), m.failures()), (None, 4));
-        // Only somebody gets it out of there, and then it has all its tries again.
-        step(&mut m, Event::Tick, now + 1_000_000, None);
-        assert_eq!(step(&mut m, Event::Start, now + 1_000_000, Some(Action::Spawn)), ProcState::Starting);
-        assert_eq!(m.failures(), 0);
-    }
-
-    #[test]
-    fn one_that_cannot_be_spawned_backs_off_too() {
-        let mut m = Machine::stopped(STOP_MS);
-        step(&mut m, Event::Start, 0, Some(Action::Spawn));
-        assert_eq!(step(&mut m, Event::SpawnFailed, 10, None), ProcState::Backoff);
-        assert_eq!(m.deadline(), Some(1_010));
-    }
-
-    #[test]
-    fn one_that_ran_is_started_again_at_once() {
-        let mut m = running();
-        assert_eq!(step(&mut m, Event::Ended, 5_000, Some(Action::Spawn)), ProcState::Starting);
-        // Also when the end was seen before the tick that would have made it RUNNING.
-        let mut m = Machine::stopped(STOP_MS);
-        step(&mut m, Event::Start, 0, Some(Action::Spawn));
-        step(&mut m, Event::Spawned, 0, None);
-        step(&mut m, Event::Ended, START_MS, Some(Action::Spawn));
-    }
-
-    #[test]
-    fn a_stop_asks_then_kills_and_then_kills_again() {
-        let mut m = running();
-        assert_eq!(step(&mut m, Event::Stop, 2_000, Some(Action::Terminate)), ProcState::Stopping);
-        step(&mut m, Event::Tick, 2_000 + STOP_MS - 1, None);
-        step(&mut m, Event::Tick, 2_000 + STOP_MS, Some(Action::Kill));
-        step(&mut m, Event::Tick, 2_000 + STOP_MS + 10, None);
-        step(&mut m, Event::Tick, 2_000 + STOP_MS + KILL_AGAIN_MS, Some(Action::Kill));
-        assert_eq!(step(&mut m, Event::Ended, 90_000, None), ProcState::Stopped);
-        assert_eq!(m.deadline(), None);
-    }
-
-    #[test]
-    fn a_restart_is_a_stop_and_a_start() {
-        let mut m = running();
-        step(&mut m, Event::Restart, 2_000, Some(Action::Terminate));
-        assert_eq!(step(&mut m, Event::Ended, 2_100, Some(Action::Spawn)), ProcState::Starting);
-        let mut m = running();
-        step(&mut m, Event::Stop, 2_000, Some(Action::Terminate));
-        step(&mut m, Event::Start, 2_001, None);
-        step(&mut m, Event::Ended, 2_100, Some(Action::Spawn));
-        let mut m = running();
-        step(&mut m, Event::Restart, 2_000, Some(Action::Terminate));
-        step(&mut m, Event::Stop, 2_001, None);
-        assert_eq!(step(&mut m, Event::Ended, 2_100, None), ProcState::Stopped);
-    }
-
-    #[test]
-    fn an_adopted_proc_keeps_its_age() {
-        let mut m = Machine::stopped(STOP_MS);
-        assert_eq!(step(&mut m, Event::Adopted { age_ms: START_MS }, 7, None), ProcState::Running);
-        let mut m = Machine::stopped(STOP_MS);
-        assert_eq!(step(&mut m, Event::Adopted { age_ms: 400 }, 5_000, None), ProcState::Starting);
-        assert_eq!(m.deadline(), Some(5_600));
-        assert_eq!(step(&mut m, Event::Ended, 5_300, None), ProcState::Backoff);
-    }
-
-    #[test]
-    fn failures_of_an_earlier_agent_count() {
-        assert_eq!(Machine::after_failures(STOP_MS, 4).state(), ProcState::Fatal);
-        let mut m = Machine::after_failures(STOP_MS, 3);
-        step(&mut m, Event::Start, 0, Some(Action::Spawn));
-        step(&mut m, Event::Spawned, 0, None);
-        assert_eq!(step(&mut m, Event::Ended, 1, None), ProcState::Fatal);
-    }
-
-    #[derive(Debug, Clone, Copy)]
-    enum Outside {
-        Start,
-        Stop,
-        Restart,
-        Dies,
-        Waits(u64),
-    }
-
-    fn outside() -> impl Strategy<Value = Outside> {
-        prop_oneof![
-            Just(Outside::Start),
-            Just(Outside::Stop),
-            Just(Outside::Restart),
-            Just(Outside::Dies),
-            (1..6_000u64).prop_map(Outside::Waits),
-        ]
-    }
-
-    proptest! {
-        /// A world that does what the machine asks for, with spawns that may fail and processes that may
-        /// ignore TERM: there is never a second process, never a signal to none, never a state that lies,
-        /// and what was wanted last is what comes out.
-        #[test]
-        fn the_machine_and_its_world_agree(
-            script in prop::collection::vec((outside(), any::<bool>(), any::<bool>()), 1..60)
-        ) {
-            let mut m = Machine::stopped(STOP_MS);
-            let (mut alive, mut now) = (false, 0u64);
-            let mut wanted_last = None;
-            for (happening, spawn_works, heeds_term) in script {
-                let mut events = Vec::new();
-                match happening {
-                    Outside::Start => { wanted_last = Some(true); events.push(Event::Start) }
-                    Outside::Restart => { wanted_last = Some(true); events.push(Event::Restart) }
-                    Outside::Stop => { wanted_last = Some(false); events.push(Event::Stop) }
-                    Outside::Dies if alive => { alive = false; events.push(Event::Ended) }
-                    Outside::Dies => {}
-                    Outside::Waits(ms) => { now += ms; events.push(Event::Tick) }
-                }
-                while let Some(event) = events.pop() {
-                    let (next, action) = m.clone().step(event, now);
-                    m = next;
-                    match action {
-                        Some(Action::Spawn) => {
-                            prop_assert!(!alive, "a second process");
-                            alive = spawn_works;
-                            events.push(if spawn_works { Event::Spawned } else { Event::SpawnFailed });
-                        }
-                        Some(Action::Terminate) => {
-                            prop_assert!(alive, "TERM for no process");
-                            if heeds_term { alive = false; events.push(Event::Ended) }
-                        }
-                        Some(Action::Kill) => {
-                            prop_assert!(alive, "KILL for no process");
-                            alive = false;
-                            events.push(Event::Ended);
-                        }
-                        None => {}
-                    }
-                }
-                let state = m.state();
-                let up = matches!(state, ProcState::Starting | ProcState::Running | ProcState::Stopping);
-                prop_assert_eq!(up, alive, "{:?}", state);
-                let timed = matches!(state, ProcState::Starting | ProcState::Backoff | ProcState::Stopping);
-                prop_assert_eq!(m.deadline().is_some(), timed, "{:?}", state);
-                if wanted_last == Some(false) {
-                    prop_assert!(!matches!(state, ProcState::Starting | ProcState::Running | ProcState::Backoff));
-                }
-            }
-            // Left alone, every proc comes to rest: up, down, or given up.
-            for _ in 0..12 {
-                now += STOP_MS;
-                let (mut next, mut action) = m.clone().step(Event::Tick, now);
-                while let Some(wish) = action {
-                    alive = wish == Action::Spawn;
-                    (next, action) = next.step(if alive { Event::Spawned } else { Event::Ended }, now);
-                }
-                m = next;
-            }
-            prop_assert!(matches!(m.state(), ProcState::Running | ProcState::Stopped | ProcState::Fatal));
-            if wanted_last == Some(true) {
-                prop_assert_ne!(m.state(), ProcState::Stopped);
-            }
-        }
-    }
-}
+mod tests;

@@ -1,10 +1,8 @@
-//! `proc_publisher`: listens to Supervisor's events, publishes what procs do to Redis and keeps the host's cache
-//! there.
+//! Publishes what procs do to Redis and keeps the host's cache there: `proc_publisher` those of a Supervisor, whose events
+//! it listens to, and [`own`] the agent's own.
 //!
-//! Two threads: the one that called [`run`] speaks Supervisor's listener protocol and never waits for anything but
-//! Supervisor; a worker asks Supervisor for details and talks to Redis, behind a bounded [`queue`].
-//!
-//! This module must not know of the agent's own procs.
+//! Of `proc_publisher`, the thread that called [`run`] speaks Supervisor's listener protocol and never waits for anything
+//! but Supervisor. In both cases a worker with a thread of its own talks to Redis, behind a bounded [`queue`].
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, Write};
@@ -21,6 +19,7 @@ use vr_common::supervisor::{Login, SupervisorClient, SupervisorError};
 pub mod cli;
 pub mod host_name;
 pub mod messages;
+pub mod own;
 pub mod protocol;
 pub mod queue;
 pub mod worker;
@@ -115,10 +114,18 @@ impl Settings {
         let supervisor = SupervisorClient::new(&url, login.transpose()?.as_ref())
             .map_err(|source| SettingsError::Supervisor { source })?;
         let redis_url = needed("REDIS_URL", "an address such as redis://localhost:6379/0")?;
-        let redis = redis::Client::open(redis_url).map_err(|source| SettingsError::Redis { source })?;
+        let redis = redis_at(&Secret::new(redis_url))?;
         let host = text("HOSTNAME")?.map(|name| name.parse()).transpose();
         Ok(Self { redis, supervisor, host: host.map_err(|source| SettingsError::Host { source })? })
     }
+}
+
+/// A client of the Redis at a URL; nothing is sent yet.
+///
+/// # Errors
+/// [`SettingsError::Redis`].
+pub fn redis_at(url: &Secret) -> Result<redis::Client, SettingsError> {
+    redis::Client::open(url.expose()).map_err(|source| SettingsError::Redis { source })
 }
 
 /// Serves Supervisor until it closes its end, then gives the worker a few seconds to finish.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::files;
+use crate::{files, process};
 
 /// The file's name in a proc's folder.
 pub const FILE_NAME: &str = "agent.json";
@@ -45,6 +45,16 @@ pub struct Record {
     /// Why the last start failed.
     #[serde(default)]
     pub spawn_error: String,
+    /// How often it was started again by itself since it was deployed.
+    #[serde(default)]
+    pub restarts: u32,
+    /// How many of its processes were killed for want of memory since it was deployed.
+    #[serde(default)]
+    pub ooms: u32,
+    /// When somebody last wanted it up, in the boot named by `boot_id`, in clock ticks since that. A run that began later
+    /// is one that was wanted then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wanted_at_ticks: Option<u64>,
     /// The kernel's name of the boot in which this was written.
     #[serde(default)]
     pub boot_id: String,
@@ -53,8 +63,28 @@ pub struct Record {
 impl Record {
     /// Of a proc that somebody else made, or that is just being made.
     pub fn new(desired: Desired) -> Self {
-        let boot_id = boot_id();
-        Self { desired, phase: Phase::SettingUp, failures: 0, spawn_error: String::new(), boot_id }
+        let mut record = Self {
+            desired,
+            phase: Phase::SettingUp,
+            failures: 0,
+            spawn_error: String::new(),
+            restarts: 0,
+            ooms: 0,
+            wanted_at_ticks: None,
+            boot_id: boot_id(),
+        };
+        record.want(desired);
+        record
+    }
+
+    /// Notes a wish, and when it was made.
+    pub fn want(&mut self, desired: Desired) {
+        self.desired = desired;
+        self.wanted_at_ticks = match desired {
+            // When it cannot be told, nothing that ended is taken for what is wanted now.
+            Desired::Running => process::ticks_since_boot().ok(),
+            Desired::Stopped => None,
+        };
     }
 
     /// Reads a proc's record; failures of an earlier boot are forgotten.
@@ -64,6 +94,7 @@ impl Record {
         if record.boot_id != now {
             record.failures = 0;
             record.spawn_error.clear();
+            record.wanted_at_ticks = None;
             record.boot_id = now;
         }
         Ok(record)
@@ -94,5 +125,6 @@ mod tests {
         record.save(dir.path()).unwrap();
         let later = Record::load(dir.path()).unwrap();
         assert_eq!((later.failures, later.spawn_error.as_str(), later.phase), (0, "", Phase::Ready));
+        assert_eq!((record.wanted_at_ticks.is_some(), later.wanted_at_ticks), (true, None));
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Knows vrun's command line and messages; must not know of states or requests.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
@@ -87,12 +88,51 @@ pub async fn call(
     deadline: Duration,
     stdout_limit: usize,
 ) -> Result<Vec<u8>, CallError> {
+    let file = files.proc_yaml();
+    let output = ask(root, &[OsStr::new(subcommand), file.as_os_str()], deadline, stdout_limit).await?;
+    if !output.success {
+        let message = output.message;
+        return Err(if message.ends_with(LOCKED) { CallError::Locked } else { CallError::Failed(message) });
+    }
+    Ok(output.stdout)
+}
+
+/// How a call of vrun ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Whether its exit status was 0.
+    pub success: bool,
+    /// All of its standard output.
+    pub stdout: Vec<u8>,
+    /// Its last message, or how it ended.
+    pub message: String,
+}
+
+/// What `vrun --version` says, such as `0.1.0`.
+pub async fn version(root: &VrRoot, deadline: Duration) -> Result<String, CallError> {
+    let output = ask(root, &[OsStr::new("--version")], deadline, 1000).await?;
+    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    match said.split_once(' ') {
+        Some((_, version)) if output.success => Ok(version.to_owned()),
+        _ => Err(CallError::Failed(format!("vrun --version said {said:?}: {}", output.message))),
+    }
+}
+
+/// Runs `vrun ARGUMENTS` to its end, whatever that is.
+///
+/// Dropping the future kills vrun. More than `stdout_limit` bytes of output, or a run longer than `deadline`,
+/// are failures.
+pub async fn ask(
+    root: &VrRoot,
+    arguments: &[&OsStr],
+    deadline: Duration,
+    stdout_limit: usize,
+) -> Result<Output, CallError> {
     let program = process::sibling("vrun");
     let failed = |text: String| CallError::Failed(text);
     let mut command = process::command(&program);
     command
-        .arg(subcommand)
-        .arg(files.proc_yaml())
+        .args(arguments)
         .env("VR_ROOT", root.path())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -106,11 +146,8 @@ pub async fn call(
         let (out, err, status) =
             tokio::join!(read_bounded(stdout, stdout_limit), read_tail(stderr, STDERR_LIMIT), child.wait());
         let status = status.map_err(|e| failed(format!("cannot wait for vrun: {e}")))?;
-        if !status.success() {
-            let message = last_message(&err).unwrap_or_else(|| format!("vrun ended with {status}"));
-            return Err(if message.ends_with(LOCKED) { CallError::Locked } else { failed(message) });
-        }
-        out.map_err(failed)
+        let message = last_message(&err).unwrap_or_else(|| format!("vrun ended with {status}"));
+        Ok(Output { success: status.success(), stdout: out.map_err(failed)?, message })
     };
     match tokio::time::timeout(deadline, work).await {
         Ok(done) => done,

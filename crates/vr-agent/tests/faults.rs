@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use harness::{NAME, TOKEN, TestHost, Vrun, answer, host, is_alive, proc_yaml, until};
@@ -461,8 +461,9 @@ async fn vrun_is_not_started_again_and_again_while_another_one_works() {
     let lock = vr_common::lock::FileLock::existing(&host.proc_dir().join("proc.yaml")).unwrap();
     let request = tokio::spawn(answer::<serde_json::Value>(host.put(&yaml)));
     host.until("a setup", |document| document.description == "being set up").await;
-    // A look at what must not happen has to last some time.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let waited = || host.agent_log().matches("waits for another vrun").count();
+    let before = waited();
+    until("a few looks", || (waited() >= before + 5).then_some(())).await;
     assert_eq!(asked(), 1);
     drop(lock);
     request.await.unwrap().unwrap();
@@ -519,4 +520,81 @@ async fn a_lost_record_costs_no_running_proc() {
         let found = host.look().await;
         assert_eq!((found.statename, found.pid), (ProcState::Running, up.pid));
     }
+}
+
+/// A disk of its own for the agent and its procs, which nobody else sees; `path` is on it.
+struct SmallDisk {
+    agent: u32,
+    root: PathBuf,
+}
+
+impl SmallDisk {
+    /// Has the next agent run on one.
+    fn of(host: &mut TestHost, size: &str) {
+        let root = host.path("root");
+        let script = format!("mount -t tmpfs -o size={size} tmpfs '{}' && exec \"$@\"", root.display());
+        let words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", &script, "sh"];
+        host.runner = words.map(str::to_owned).to_vec();
+    }
+
+    fn under(host: &TestHost) -> Self {
+        Self { agent: host.agent_pid(), root: host.path("root") }
+    }
+
+    /// The path by which others get to a file.
+    fn path(&self, below: &str) -> PathBuf {
+        let inside = self.root.strip_prefix("/").unwrap().join(below);
+        Path::new("/proc").join(self.agent.to_string()).join("root").join(inside)
+    }
+
+    fn fill(&self) {
+        let mut file = fs::File::create(self.path("ballast")).unwrap();
+        for size in [64 * 1024, 1] {
+            let chunk = vec![1; size];
+            while file.write_all(&chunk).is_ok() {}
+        }
+    }
+
+    fn make_room(&self) {
+        fs::remove_file(self.path("ballast")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_stops_no_supervision() {
+    let mut host = host(Vrun::Real).await;
+    host.end_agent(Signal::TERM);
+    SmallDisk::of(&mut host, "4M");
+    host.start_agent().await;
+    let disk = SmallDisk::under(&host);
+    let yaml = sleeper("env: {A: b}");
+    let up = host.deploy(&yaml).await.unwrap();
+    disk.fill();
+
+    // One that crashes is started again.
+    send(up.pid, Signal::KILL);
+    host.until("another process", |now| now.pid != 0 && now.pid != up.pid).await;
+    let again = host.until_state(ProcState::Running).await;
+    eprintln!("{}", host.agent_log());
+    // A stop is a stop, and is remembered.
+    assert_eq!(host.post("stop").await.unwrap().statename, ProcState::Stopped);
+    assert!(!is_alive(again.pid));
+    let record = fs::read_to_string(disk.path(&format!("procs/{NAME}/agent.json"))).unwrap();
+    assert!(record.contains(r#""desired":"stopped""#), "{record}");
+    assert_eq!(host.post("start").await.unwrap().statename, ProcState::Running);
+
+    // What cannot be done is refused with a reason, and leaves nothing.
+    let other = NAME.replace("5001", "5002");
+    let body = serde_json::json!({ "proc_yaml": yaml.replace("5001", "5002") });
+    let refused = answer::<serde_json::Value>(host.request(Method::PUT, &format!("procs/{other}")).json(&body))
+        .await
+        .unwrap_err();
+    assert!(refused.body.error.contains("No space left on device"), "{refused:?}");
+    assert!(!disk.path(&format!("procs/{other}")).exists());
+
+    // A delete makes room, so it must not need any.
+    let _: Deleted = host.call(Method::DELETE, &format!("procs/{NAME}")).await.unwrap();
+    assert!(!disk.path(&format!("procs/{NAME}")).exists());
+    disk.make_room();
+    host.deploy(&yaml).await.unwrap();
 }

@@ -14,7 +14,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::events::{Envelope, SseReader};
-use crate::host_api::ProcDocument;
+use crate::host_api::{HostInfo, ProcDocument};
 use crate::secret::Secret;
 use crate::web_proxy;
 
@@ -89,6 +89,20 @@ resource! {
         procs: Vec<ProcDocument>,
         /// Since when it does not answer, if so.
         unreachable_since: Option<String>,
+        /// When it last answered.
+        seen: Option<String>,
+        /// Why it cannot be used at the moment.
+        error: Option<String>,
+        /// How the server is to talk to it: `agent`, `supervisor`, or null to find out.
+        driver: Option<String>,
+        /// Where its agent answers, when it is not at the usual place.
+        agent_url: Option<String>,
+        /// How the server talks to it, as it found out by itself.
+        found_driver: Option<String>,
+        /// When it found out.
+        found_at: Option<String>,
+        /// What it is, as far as it was said.
+        facts: Option<HostInfo>,
     }
 }
 

@@ -16,6 +16,10 @@ use crate::names::{
 };
 use crate::yaml::{self, YamlError};
 
+pub mod rules;
+
+use rules::{AutoRestart, ExitCodes, StopSignal};
+
 /// A folder of the host that an app sees: `[host_dir, mountpoint]` or `[host_dir, mountpoint, ro]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Vec<String>", into = "Vec<String>")]
@@ -143,16 +147,7 @@ impl<'de> Deserialize<'de> for PidsLimit {
 pub const LONGEST_GRACE_PERIOD: u32 = 86_400;
 
 fn grace_period<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
-    use serde::de::Error;
-    let text = Scalar::deserialize(deserializer)?.0;
-    let number = Some(&text).filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
-    match number.and_then(|text| text.parse().ok()).filter(|number| *number <= LONGEST_GRACE_PERIOD) {
-        Some(number) => Ok(Some(number)),
-        None if text.is_empty() => Ok(None),
-        None => Err(D::Error::custom(format!(
-            "grace_period: {text:?} is not a number of seconds: expected one from 0 to {LONGEST_GRACE_PERIOD}"
-        ))),
-    }
+    rules::whole("grace_period", "seconds", LONGEST_GRACE_PERIOD, deserializer)
 }
 
 /// The network that a proc sees.
@@ -318,6 +313,21 @@ pub struct ProcData {
     /// Seconds between the stop signal and KILL; at most [`LONGEST_GRACE_PERIOD`].
     #[serde(deserialize_with = "grace_period", skip_serializing_if = "Option::is_none")]
     pub grace_period: Option<u32>,
+    /// Seconds that it has to stay up before it counts as started; 1 if there are none.
+    #[serde(deserialize_with = "rules::startsecs", skip_serializing_if = "Option::is_none")]
+    pub startsecs: Option<u32>,
+    /// How many more times it is tried when it ends before that; 3 if there are none.
+    #[serde(deserialize_with = "rules::startretries", skip_serializing_if = "Option::is_none")]
+    pub startretries: Option<u32>,
+    /// Whether it is started again when it ends by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub autorestart: Option<AutoRestart>,
+    /// The exit statuses that [`AutoRestart::Unexpected`] takes for expected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exitcodes: Option<ExitCodes>,
+    /// What it is asked to end with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopsignal: Option<StopSignal>,
     /// The network that it sees.
     #[serde(skip_serializing_if = "Network::is_host")]
     pub network: Network,
@@ -362,6 +372,11 @@ const KNOWN: &[&str] = &[
     "cpu_limit",
     "pids_limit",
     "grace_period",
+    "startsecs",
+    "startretries",
+    "autorestart",
+    "exitcodes",
+    "stopsignal",
     "network",
     "read_only",
     "hostname",

@@ -31,12 +31,67 @@ const BACK_OFF: Duration = Duration::from_millis(250);
 
 /// Supervisor's numbers for why it refuses a call.
 pub mod fault {
+    /// There is no such method.
+    pub const UNKNOWN_METHOD: i32 = 1;
+    /// Too many or too few parameters, or of the wrong type.
+    pub const INCORRECT_PARAMETERS: i32 = 2;
+    /// Parameters that do not go together.
+    pub const BAD_ARGUMENTS: i32 = 3;
+    /// Nothing is known of the method.
+    pub const SIGNATURE_UNSUPPORTED: i32 = 4;
+    /// It is about to end.
+    pub const SHUTDOWN_STATE: i32 = 6;
     /// There is no such process.
     pub const BAD_NAME: i32 = 10;
+    /// There is no such signal.
+    pub const BAD_SIGNAL: i32 = 11;
+    /// There is no such file.
+    pub const NO_FILE: i32 = 20;
+    /// The program cannot be executed.
+    pub const NOT_EXECUTABLE: i32 = 21;
+    /// Anything else.
+    pub const FAILED: i32 = 30;
+    /// The process did not come up, nor was it told to.
+    pub const ABNORMAL_TERMINATION: i32 = 40;
+    /// The process could not be started, or ended too soon.
+    pub const SPAWN_ERROR: i32 = 50;
     /// Asked to start what runs.
     pub const ALREADY_STARTED: i32 = 60;
     /// Asked to stop what does not run.
     pub const NOT_RUNNING: i32 = 70;
+    /// Not a fault: how one of several processes is said to have done well.
+    pub const SUCCESS: i32 = 80;
+    /// Asked to add a group that is there.
+    pub const ALREADY_ADDED: i32 = 90;
+    /// Asked to remove a group that runs.
+    pub const STILL_RUNNING: i32 = 91;
+    /// The configuration cannot be read.
+    pub const CANT_REREAD: i32 = 92;
+
+    /// How Supervisor calls a fault; its texts begin with that.
+    pub fn name(code: i32) -> &'static str {
+        match code {
+            UNKNOWN_METHOD => "UNKNOWN_METHOD",
+            INCORRECT_PARAMETERS => "INCORRECT_PARAMETERS",
+            BAD_ARGUMENTS => "BAD_ARGUMENTS",
+            SIGNATURE_UNSUPPORTED => "SIGNATURE_UNSUPPORTED",
+            SHUTDOWN_STATE => "SHUTDOWN_STATE",
+            BAD_NAME => "BAD_NAME",
+            BAD_SIGNAL => "BAD_SIGNAL",
+            NO_FILE => "NO_FILE",
+            NOT_EXECUTABLE => "NOT_EXECUTABLE",
+            FAILED => "FAILED",
+            ABNORMAL_TERMINATION => "ABNORMAL_TERMINATION",
+            SPAWN_ERROR => "SPAWN_ERROR",
+            ALREADY_STARTED => "ALREADY_STARTED",
+            NOT_RUNNING => "NOT_RUNNING",
+            SUCCESS => "SUCCESS",
+            ALREADY_ADDED => "ALREADY_ADDED",
+            STILL_RUNNING => "STILL_RUNNING",
+            CANT_REREAD => "CANT_REREAD",
+            _ => "UNKNOWN",
+        }
+    }
 }
 
 /// Why Supervisor did not do what it was asked.
@@ -372,6 +427,7 @@ impl ProcessInfo {
             host: String::new(),
             jsname: self.name.replace('.', "dot"),
             id: String::new(),
+            usage: None,
         }
         .on_host(host)
     }

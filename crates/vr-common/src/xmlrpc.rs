@@ -149,9 +149,55 @@ impl Value {
     }
 }
 
+impl Value {
+    /// The value of some YAML, called `path` in errors. Tags are left out.
+    ///
+    /// # Errors
+    /// [`XmlRpcError::NotCarried`] for an integer of more than 32 bits, a number that is infinite or none, and a key that
+    /// is no text.
+    pub fn from_yaml(path: &str, yaml: &serde_yaml::Value) -> Result<Self, XmlRpcError> {
+        use serde_yaml::Value as Yaml;
+        let not_carried =
+            |value: String, reason| XmlRpcError::NotCarried { path: path.to_owned(), value, reason };
+        match yaml {
+            Yaml::Null => Ok(Self::Nil),
+            Yaml::Bool(value) => Ok(Self::Boolean(*value)),
+            Yaml::Number(number) => match serde_json::to_value(number) {
+                Ok(json) if json.is_number() => Self::from_json(path, &json),
+                _ => Err(not_carried(number.to_string(), "whose doubles are finite")),
+            },
+            Yaml::String(text) => Ok(Self::String(text.clone())),
+            Yaml::Sequence(items) => {
+                let items = items.iter().enumerate();
+                let items = items.map(|(i, item)| Self::from_yaml(&format!("{path}[{i}]"), item));
+                items.collect::<Result<_, _>>().map(Self::Array)
+            }
+            Yaml::Mapping(members) => {
+                let member = |(key, member): (&Yaml, &Yaml)| match key {
+                    Yaml::String(key) => {
+                        Ok((key.clone(), Self::from_yaml(&format!("{path}.{key}"), member)?))
+                    }
+                    other => Err(not_carried(
+                        format!("a key that is {}", crate::yaml::kind(other)),
+                        "whose structs have texts as keys",
+                    )),
+                };
+                members.iter().map(member).collect::<Result<_, _>>().map(Self::Struct)
+            }
+            Yaml::Tagged(tagged) => Self::from_yaml(path, &tagged.value),
+        }
+    }
+}
+
 impl From<&str> for Value {
     fn from(text: &str) -> Self {
         Self::String(text.to_owned())
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Self::String(text)
     }
 }
 

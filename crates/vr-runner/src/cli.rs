@@ -9,8 +9,9 @@ use vr_common::lock::{FileLock, LockError};
 use vr_common::log;
 use vr_common::paths::VrRoot;
 
+use crate::check;
 use crate::container::Engine;
-use crate::proc::{self, LogFile, Proc, ProcError, RunOptions, Variant};
+use crate::proc::{self, CleanUp, LogFile, Proc, ProcError, RunOptions, Variant};
 
 mod help;
 mod outcome;
@@ -72,11 +73,19 @@ enum Command {
     Shell(File),
     /// Remove a proc's files; may be repeated
     Teardown(File),
+    /// Find out whether procs can run on this host, by making containers
+    Check,
     /// Remove what no proc of this host uses any more
     Cleanup {
         /// Keep unpacked builds that were in use less than this ago, such as 90m, 12h or 7d
         #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = parse_duration)]
         unused_for: Duration,
+        /// Remove also tarballs of builds, and images, that no proc refers to and nobody used for this long
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        tarballs_unused_for: Option<Duration>,
+        /// Only say what would be removed
+        #[arg(long)]
+        dry_run: bool,
     },
 }
 
@@ -88,6 +97,7 @@ impl Command {
             Self::Uptest { .. } => "uptest",
             Self::Shell(_) => "shell",
             Self::Teardown(_) => "teardown",
+            Self::Check => "check",
             Self::Cleanup { .. } => "cleanup",
         }
     }
@@ -170,8 +180,10 @@ impl Call {
                 self.proc = Some(done.name.clone());
                 Ok(Outcome::TornDown(done))
             }
-            Command::Cleanup { unused_for } => {
-                Ok(Outcome::CleanedUp(proc::clean_up(&VrRoot::from_env(), *unused_for)?))
+            Command::Check => Ok(Outcome::Checked(check::check(&VrRoot::from_env(), self.engine))),
+            &Command::Cleanup { unused_for, tarballs_unused_for, dry_run } => {
+                let what = CleanUp { unused_for, tarballs_unused_for, dry_run };
+                Ok(Outcome::CleanedUp(proc::clean_up(&VrRoot::from_env(), &what)?))
             }
         }
     }

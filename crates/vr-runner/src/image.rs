@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
 use rustix::io::Errno;
@@ -175,9 +176,11 @@ fn bring_and_hold(
     // Only root may enter: an image's set-user-id programs are not for the host's users.
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))
         .map_err(io_error("close to others", &folder))?;
-    let _only_one = FileLock::wait(&folder.join(SETUP_LOCK), || {
+    let only_one = FileLock::wait(&folder.join(SETUP_LOCK), || {
         tracing::info!(target: DOING, "waiting for another setup of the image {name}");
     })?;
+    // Says when it was last asked for. That a file system keeps no times is no reason to have no image.
+    let _noted = only_one.file().set_modified(SystemTime::now());
     let tarball = folder.join(tarballs::file_name(url).map_err(tarball_error)?);
     let fetched = tarballs::fetch_checked(url, &tarball, md5).map_err(tarball_error)?;
     let mut work = Work { fetched: if fetched.downloaded { fetched.bytes } else { 0 }, unpacked: false };
@@ -187,7 +190,7 @@ fn bring_and_hold(
         None => false,
     };
     // Also when all is right: the last setup may have been killed just after it was.
-    remove_left_in(&folder)?;
+    remove_left_in(&folder, false)?;
     if !is_right {
         replace(&folder, &tarball, &fetched.md5).map_err(|error| match error {
             Failure::Image(error) => error,
@@ -269,7 +272,7 @@ fn replace(folder: &Path, tarball: &Path, md5: &str) -> Result<(), Failure> {
     };
     let made = make();
     // What is there now did not get finished, or was there before and may be in use.
-    remove_left_in(folder).map_err(Failure::Image)?;
+    remove_left_in(folder, false).map_err(Failure::Image)?;
     made
 }
 
@@ -296,9 +299,9 @@ fn exchange(new: &Path, place: &Path) -> io::Result<()> {
 
 /// Removes what is left of an image's former and unfinished contents, except what containers still use; gives what went
 /// and its size. An image that is being set up is left alone.
-pub(crate) fn remove_left(folder: &Path) -> Result<Vec<(PathBuf, u64)>, ImageError> {
+pub(crate) fn remove_left(folder: &Path, dry_run: bool) -> Result<Vec<(PathBuf, u64)>, ImageError> {
     match FileLock::existing(&folder.join(SETUP_LOCK)) {
-        Ok(_only_one) => remove_left_in(folder),
+        Ok(_only_one) => remove_left_in(folder, dry_run),
         Err(LockError::Held(_)) => Ok(Vec::new()),
         // Not made by a setup.
         Err(LockError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -306,12 +309,66 @@ pub(crate) fn remove_left(folder: &Path) -> Result<Vec<(PathBuf, u64)>, ImageErr
     }
 }
 
-fn remove_left_in(folder: &Path) -> Result<Vec<(PathBuf, u64)>, ImageError> {
-    remove_left_before(folder, last_start())
+fn remove_left_in(folder: &Path, dry_run: bool) -> Result<Vec<(PathBuf, u64)>, ImageError> {
+    remove_left_before(folder, last_start(), dry_run)
+}
+
+/// Removes an image that no container uses and that was last asked for longer ago than `unused_for`; gives what it took, in
+/// bytes. Its folder stays, with its locks. With `dry_run`, nothing is removed. The caller knows that no proc refers to
+/// it.
+pub(crate) fn remove_if_unused(
+    folder: &Path,
+    unused_for: Duration,
+    dry_run: bool,
+) -> Result<Option<u64>, ImageError> {
+    let io_error = |action, path: &Path| {
+        let path = path.to_owned();
+        move |source| ImageError::Io { action, path, source }
+    };
+    let lock = folder.join(SETUP_LOCK);
+    let only_one = match FileLock::existing(&lock) {
+        Ok(only_one) => only_one,
+        Err(LockError::Held(_)) => return Ok(None),
+        // Not made by a setup.
+        Err(LockError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let asked_for = only_one.file().metadata().and_then(|found| found.modified());
+    // A time to come is that of a clock that was set back.
+    let is_old = asked_for.map_err(io_error("look at", &lock))?.elapsed().is_ok_and(|age| age >= unused_for);
+    // Of contents that were unpacked before containers held locks, nobody knows whether they are used.
+    if !is_old || !marked(folder).is_some_and(|marked| marked.with_locks) {
+        return Ok(None);
+    }
+    let contents = folder.join("contents");
+    let Ok(nobody) = FileLock::existing(&contents) else { return Ok(None) };
+    let bytes = bytes_in(folder);
+    if dry_run {
+        return Ok(Some(bytes));
+    }
+    // In one step, so that half an image is never taken for a whole one.
+    let aside = tempfile::Builder::new().prefix(LEFT).tempdir_in(folder);
+    let aside = aside.map_err(io_error("make a folder in", folder))?.keep();
+    fs::rename(&contents, aside.join("contents")).map_err(io_error("move away", &contents))?;
+    drop(nobody);
+    for entry in fs::read_dir(folder).map_err(io_error("list", folder))? {
+        let entry = entry.map_err(io_error("list", folder))?;
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        if is_file && !entry.file_name().as_encoded_bytes().ends_with(b".lock") {
+            let path = entry.path();
+            fs::remove_file(&path).map_err(io_error("remove", &path))?;
+        }
+    }
+    remove_left_in(folder, false)?;
+    Ok(Some(bytes))
 }
 
 /// `start` is when the machine was started: no container is older.
-fn remove_left_before(folder: &Path, start: Option<i64>) -> Result<Vec<(PathBuf, u64)>, ImageError> {
+fn remove_left_before(
+    folder: &Path,
+    start: Option<i64>,
+    dry_run: bool,
+) -> Result<Vec<(PathBuf, u64)>, ImageError> {
     let io_error = |action, path: &Path| {
         let path = path.to_owned();
         move |source| ImageError::Io { action, path, source }
@@ -345,7 +402,9 @@ fn remove_left_before(folder: &Path, start: Option<i64>) -> Result<Vec<(PathBuf,
         }
         if !is_used {
             let bytes = bytes_in(&path);
-            archive::remove_tree(&path).map_err(io_error("remove", &path))?;
+            if !dry_run {
+                archive::remove_tree(&path).map_err(io_error("remove", &path))?;
+            }
             removed.push((path, bytes));
         }
     }
@@ -397,20 +456,20 @@ mod tests {
         held.renew().unwrap();
         bring(&pack("three"));
         assert_eq!(left(), 2);
-        assert!(remove_left(&folder).unwrap().is_empty());
+        assert!(remove_left(&folder, false).unwrap().is_empty());
         drop(held);
         // Half of one, of the time when they were unpacked in another way.
         fs::create_dir_all(folder.join(".contents.part-0/half")).unwrap();
-        let removed = remove_left(&folder).unwrap();
+        let removed = remove_left(&folder, false).unwrap();
         assert!(removed.len() == 3 && removed.iter().all(|(_, bytes)| *bytes > 0), "{removed:?}");
         assert_eq!(left(), 0);
         assert_eq!(fs::read_to_string(contents.join("mark")).unwrap(), "three");
         // Nobody removes from under a setup.
         fs::create_dir(folder.join("contents-left-x")).unwrap();
         let setup = FileLock::existing(&folder.join(SETUP_LOCK)).unwrap();
-        assert!(remove_left(&folder).unwrap().is_empty());
+        assert!(remove_left(&folder, false).unwrap().is_empty());
         drop(setup);
-        assert_eq!(remove_left(&folder).unwrap().len(), 1);
+        assert_eq!(remove_left(&folder, false).unwrap().len(), 1);
         // What is held has a path, wherever it was moved.
         let sum = pack("held");
         let url = tarball.to_str().unwrap();
@@ -420,7 +479,7 @@ mod tests {
         assert_eq!(fs::read_to_string(path.join("mark")).unwrap(), "held");
         assert_eq!(fs::read_to_string(held.contents().join("mark")).unwrap(), "other");
         drop(held);
-        assert_eq!(remove_left(&folder).unwrap().len(), 1);
+        assert_eq!(remove_left(&folder, false).unwrap().len(), 1);
         // What was brought is held until this process ends.
         let sum = pack("four");
         let url = tarball.to_str().unwrap();
@@ -459,12 +518,12 @@ mod tests {
                 fs::metadata(contents).is_ok_and(|found| found.ino() == used)
             })
         };
-        assert!(remove_left(&folder).unwrap().is_empty() && moved.exists() && is_there());
-        assert!(remove_left_before(&folder, None).unwrap().is_empty());
+        assert!(remove_left(&folder, false).unwrap().is_empty() && moved.exists() && is_there());
+        assert!(remove_left_before(&folder, None, false).unwrap().is_empty());
         // Once the machine was started again, nobody uses them.
         let now = fs::metadata(&moved).unwrap().ctime();
         assert!(last_start().is_some_and(|start| start > 0 && start <= now));
-        assert_eq!(remove_left_before(&folder, Some(now + 1000)).unwrap().len(), 2);
+        assert_eq!(remove_left_before(&folder, Some(now + 1000), false).unwrap().len(), 2);
         assert!(!moved.exists() && !is_there() && folder.join("contents/mark").exists());
         // A mark that was written for contents that did not come is none.
         fs::write(folder.join(MARK), format!("md5 {sum}\ninode 1\n")).unwrap();

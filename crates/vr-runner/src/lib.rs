@@ -6,6 +6,7 @@
 //!
 //! This crate must not know of swarms, of the store, or of who asked.
 
+pub mod check;
 pub mod cli;
 pub mod container;
 pub mod image;

@@ -1,9 +1,11 @@
 //! Tarballs of builds and images: fetched once, and known by their md5 sums.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use thiserror::Error;
 use vr_common::archive::{self, ArchiveError, UnpackOptions};
@@ -83,8 +85,9 @@ pub(crate) fn unpack(tarball: &Path, into: &Path, options: UnpackOptions) -> Res
     Ok(())
 }
 
-/// Removes the parts of tarballs that killed fetches left in a folder; gives their names and sizes.
-pub(crate) fn remove_unfinished(folder: &Path) -> Result<Vec<(PathBuf, u64)>, TarballError> {
+/// Removes the parts of tarballs that killed fetches left in a folder; gives their names and sizes. With `dry_run`,
+/// nothing is removed.
+pub(crate) fn remove_unfinished(folder: &Path, dry_run: bool) -> Result<Vec<(PathBuf, u64)>, TarballError> {
     let error = |source| TarballError::Io { path: folder.to_owned(), source };
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -102,11 +105,65 @@ pub(crate) fn remove_unfinished(folder: &Path) -> Result<Vec<(PathBuf, u64)>, Ta
         if found.is_file()
             && let Ok(_nobody) = FileLock::existing(&path)
         {
-            fs::remove_file(&path).map_err(|source| TarballError::Io { path: path.clone(), source })?;
+            if !dry_run {
+                fs::remove_file(&path).map_err(|source| TarballError::Io { path: path.clone(), source })?;
+            }
             removed.push((path, found.blocks() * 512));
         }
     }
     Ok(removed)
+}
+
+/// Removes the tarballs of builds in a folder that were fetched, that nobody read for `unused_for` and that are not in
+/// `used`; gives their names and sizes. One that a setup works on is left alone. With `dry_run`, nothing is removed.
+pub(crate) fn remove_unused(
+    folder: &Path,
+    unused_for: Duration,
+    used: &BTreeSet<String>,
+    dry_run: bool,
+) -> Result<Vec<(PathBuf, u64)>, TarballError> {
+    let error = |path: &Path| {
+        let path = path.to_owned();
+        move |source| TarballError::Io { path, source }
+    };
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        listed => listed.map_err(error(folder))?,
+    };
+    let mut removed = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(error(folder))?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        let sum = folder.join(format!(".{name}.sum"));
+        // What somebody put there by hand and nobody used yet is theirs: it might not be had again.
+        if name.starts_with('.') || used.contains(name) || !sum.exists() {
+            continue;
+        }
+        // Setups hold these, the first until what they fetched is unpacked.
+        let locks = [format!(".{name}.setup.lock"), format!(".{name}.lock")];
+        let held: Result<Vec<_>, _> = locks.iter().map(|lock| FileLock::create(&folder.join(lock))).collect();
+        let Ok(_only_one) = held else { continue };
+        let Ok(found) = fs::symlink_metadata(&path) else { continue };
+        if !found.is_file() || !is_older(&found, unused_for) {
+            continue;
+        }
+        if !dry_run {
+            for path in [&path, &sum] {
+                fs::remove_file(path).map_err(error(path))?;
+            }
+        }
+        removed.push((path, found.blocks() * 512));
+    }
+    Ok(removed)
+}
+
+/// Whether nobody has read or written a file for so long. File systems note reads once a day, unless they are mounted
+/// `noatime`; then what was written long ago is old.
+fn is_older(found: &fs::Metadata, age: Duration) -> bool {
+    // A time to come is that of a clock that was set back.
+    let is_older =
+        |time: io::Result<SystemTime>| time.is_ok_and(|time| time.elapsed().is_ok_and(|since| since >= age));
+    is_older(found.accessed()) && is_older(found.modified())
 }
 
 #[cfg(test)]
@@ -124,13 +181,40 @@ mod tests {
             fs::write(dir.path().join(name), "content").unwrap();
         }
         let live = FileLock::existing(&dir.path().join(live)).unwrap();
-        let removed = remove_unfinished(dir.path()).unwrap();
+        assert_eq!(remove_unfinished(dir.path(), true).unwrap().len(), 1);
+        let removed = remove_unfinished(dir.path(), false).unwrap();
         assert_eq!(removed.len(), 1);
         assert_eq!(removed[0].0, dir.path().join(dead));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 5);
         drop(live);
-        assert_eq!(remove_unfinished(dir.path()).unwrap().len(), 1);
-        assert!(remove_unfinished(&dir.path().join("missing")).unwrap().is_empty());
+        assert_eq!(remove_unfinished(dir.path(), false).unwrap().len(), 1);
+        assert!(remove_unfinished(&dir.path().join("missing"), false).unwrap().is_empty());
+    }
+
+    #[test]
+    fn only_fetched_tarballs_that_nobody_needs_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path();
+        let names = ["used.tar", "unused.tar", "busy.tar", "by-hand.tar"];
+        for name in names {
+            fs::write(folder.join(name), "content").unwrap();
+            if name != "by-hand.tar" {
+                fs::write(folder.join(format!(".{name}.sum")), "sum").unwrap();
+            }
+        }
+        let _busy = FileLock::create(&folder.join(".busy.tar.setup.lock")).unwrap();
+        let used = BTreeSet::from(["used.tar".to_owned()]);
+        let remove = |age, dry_run| remove_unused(folder, age, &used, dry_run).unwrap();
+        assert!(remove(Duration::from_secs(60), false).is_empty(), "all were read within the minute");
+        for dry_run in [true, false] {
+            let removed = remove(Duration::ZERO, dry_run);
+            assert_eq!(removed.len(), 1);
+            assert_eq!(removed[0].0, folder.join("unused.tar"));
+            assert_eq!(folder.join("unused.tar").exists(), dry_run);
+        }
+        assert!(!folder.join(".unused.tar.sum").exists());
+        assert!(names.iter().filter(|name| folder.join(name).exists()).count() == 3);
+        assert!(remove_unused(&folder.join("missing"), Duration::ZERO, &used, false).unwrap().is_empty());
     }
 
     #[test]

@@ -12,12 +12,12 @@ use std::time::{Duration, SystemTime};
 use nix::sys::signal::Signal;
 use support::{Background, World, text, until};
 use vr_common::paths::VrRoot;
-use vr_runner::proc::{CleanedUp, RemovedKind, clean_up};
+use vr_runner::proc::{CleanUp, CleanedUp, RemovedKind, clean_up};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 fn clean(world: &World, unused_for: Duration) -> CleanedUp {
-    let done = clean_up(&VrRoot::new(world.root()), unused_for).unwrap();
+    let done = clean_up(&VrRoot::new(world.root()), &CleanUp::builds(unused_for)).unwrap();
     assert!(done.failures.is_empty(), "{done:?}");
     done
 }
@@ -103,6 +103,53 @@ fn a_build_that_is_not_used_goes_after_its_time() {
     File::open(&forgotten).unwrap().set_modified(SystemTime::now() - 2 * DAY).unwrap();
     assert!(world.vrun("teardown").status.success());
     assert_eq!(keys(&world), [key]);
+}
+
+#[test]
+fn tarballs_and_images_go_when_no_proc_refers_to_them() {
+    let world = World::with_image("echo ready; sleep 1000").ready();
+    let image = fs::read_dir(world.root().join("images")).unwrap().next().unwrap().unwrap().path();
+    let everything = |dry_run| {
+        let what = CleanUp { unused_for: Duration::ZERO, tarballs_unused_for: Some(Duration::ZERO), dry_run };
+        let done = clean_up(&VrRoot::new(world.root()), &what).unwrap();
+        assert!(done.failures.is_empty(), "{done:?}");
+        kinds(&done)
+    };
+    // Its file is its own folder's, as the agent has it.
+    let own = world.proc_folder().join("proc.yaml");
+    fs::copy(world.file(), &own).unwrap();
+    assert_eq!(everything(false), []);
+    // People keep theirs anywhere: then any image may be in use. A tarball that is missed is fetched again.
+    fs::remove_file(&own).unwrap();
+    assert_eq!(everything(true), [RemovedKind::UnusedTarball]);
+    fs::copy(world.file(), &own).unwrap();
+
+    let mut run = world.start();
+    run.until_says("ready");
+    fs::write(&own, "{}").unwrap();
+    assert_eq!(everything(true), [RemovedKind::UnusedTarball], "a container uses the image");
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.end(), 143);
+    fs::write(&own, "a: [").unwrap();
+    let what = CleanUp { unused_for: DAY, tarballs_unused_for: Some(Duration::ZERO), dry_run: false };
+    let doubtful = clean_up(&VrRoot::new(world.root()), &what).unwrap();
+    assert_eq!((doubtful.failures.len(), doubtful.removed.len()), (1, 0), "nobody knows what that proc uses");
+
+    assert!(world.vrun("teardown").status.success());
+    let all = [RemovedKind::UnpackedBuild, RemovedKind::UnusedTarball, RemovedKind::UnusedImage];
+    assert_eq!(everything(true), all);
+    assert!(image.join("contents").is_dir());
+    assert_eq!(everything(false), all);
+    let left = vr_testing::names(&image);
+    assert!(left.iter().all(|name| name.ends_with(".lock")), "{left:?}");
+    assert_eq!(everything(false), []);
+
+    // All of it comes back.
+    let world = world.ready();
+    let mut run = world.start();
+    run.until_says("ready");
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.end(), 143);
 }
 
 /// A setup that has come to a point in the middle and is stopped there. One that was faster than this starts anew, without
@@ -194,7 +241,7 @@ fn a_proc_that_cannot_be_read_might_use_any_build() {
     fs::write(&record, "{\"user\":").unwrap();
     let other = world.root().join("builds/unpacked/0-0-0");
     fs::create_dir_all(other.join("layer/app")).unwrap();
-    let done = clean_up(&VrRoot::new(world.root()), Duration::ZERO).unwrap();
+    let done = clean_up(&VrRoot::new(world.root()), &CleanUp::builds(Duration::ZERO)).unwrap();
     // Said once for all builds.
     assert!(done.removed.is_empty() && done.failures.len() == 1, "{done:?}");
     let message = vr_common::exit::chain(&done.failures[0]);

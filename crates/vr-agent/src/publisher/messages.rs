@@ -55,9 +55,9 @@ pub fn kind(event: &Event) -> Kind {
 ///
 /// # Errors
 /// None that occur: the document is made of texts and numbers.
-pub fn state_message(event: &Event, info: &ProcessInfo, host: &str) -> Result<String, serde_json::Error> {
+pub fn state_message(event: &str, info: &ProcessInfo, host: &str) -> Result<String, serde_json::Error> {
     let mut message = serde_json::to_value(info.document(host))?;
-    message["event"] = Value::from(event.name.as_str());
+    message["event"] = Value::from(event);
     Ok(python_json(&message))
 }
 
@@ -130,7 +130,7 @@ mod tests {
         match kind(event) {
             Kind::State { process } => {
                 let info = infos().into_iter().find(|info| info.name == process).unwrap();
-                vec![state_message(event, &info, "somewhere").unwrap()]
+                vec![state_message(&event.name, &info, "somewhere").unwrap()]
             }
             Kind::Removed { group } => vec![removed_message(event, &group, "somewhere")],
             Kind::Other => vec![],

@@ -64,6 +64,16 @@ struct State {
     closed: bool,
 }
 
+impl State {
+    fn push(&mut self, pending: Pending) {
+        if self.pending.len() >= CAPACITY {
+            self.pending.pop_front();
+            self.dropped += 1;
+        }
+        self.pending.push_back(pending);
+    }
+}
+
 impl Queue {
     fn state(&self) -> MutexGuard<'_, State> {
         // The state is whole between any two lines that change it.
@@ -79,13 +89,21 @@ impl Queue {
         };
         let mut state = self.state();
         if let Some(pending) = pending {
-            if state.pending.len() >= CAPACITY {
-                state.pending.pop_front();
-                state.dropped += 1;
-            }
-            state.pending.push_back(pending);
+            state.push(pending);
         }
         state.refresh = true;
+        self.changed.notify_one();
+    }
+
+    /// Adds a text to publish, at the cost of the oldest if need be. Never waits.
+    pub fn push_message(&self, message: String) {
+        self.state().push(Pending::Message(message));
+        self.changed.notify_one();
+    }
+
+    /// Asks for a refresh. Never waits.
+    pub fn refresh(&self) {
+        self.state().refresh = true;
         self.changed.notify_one();
     }
 
@@ -183,7 +201,9 @@ mod tests {
         queue.push(event("TICK_60", "x"));
         queue.push(event("PROCESS_GROUP_REMOVED", "g"));
         queue.push(event("PROCESS_GROUP_ADDED", "g"));
-        assert_eq!(drain(&queue), ["0", "1", "-g", "refresh"]);
+        queue.push_message("text".into());
+        queue.refresh();
+        assert_eq!(drain(&queue), ["0", "1", "-g", "text", "refresh"]);
     }
 
     #[test]

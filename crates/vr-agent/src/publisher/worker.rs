@@ -1,4 +1,4 @@
-//! Does what waits in the queue: asks Supervisor, tells Redis, and tries again what failed.
+//! Does what waits in the queue: asks who knows the processes, tells Redis, and tries again what failed.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use redis::Pipeline;
 use thiserror::Error;
 use tracing::{info, warn};
 use vr_common::exit::chain;
-use vr_common::supervisor::{SupervisorClient, SupervisorError};
+use vr_common::supervisor::{ProcessInfo, SupervisorClient, SupervisorError};
 
 use super::messages;
 use super::queue::{Pending, Queue, Work};
@@ -34,24 +34,57 @@ enum Failure {
     Json(#[from] serde_json::Error),
 }
 
+/// Who knows the processes: a Supervisor, or the agent itself.
+pub trait Source {
+    /// A process as it is now; none if there is no such process.
+    ///
+    /// # Errors
+    /// When nobody answers; it is worth another try.
+    fn process(&self, name: &str) -> Result<Option<ProcessInfo>, SupervisorError>;
+
+    /// All processes as they are now.
+    ///
+    /// # Errors
+    /// As [`Self::process`].
+    fn all(&self) -> Result<Vec<ProcessInfo>, SupervisorError>;
+}
+
+impl Source for SupervisorClient {
+    fn process(&self, name: &str) -> Result<Option<ProcessInfo>, SupervisorError> {
+        match self.process_info(name) {
+            Ok(info) => Ok(Some(info)),
+            Err(e @ SupervisorError::Refused { .. }) => {
+                // It is gone by now, or Supervisor is going.
+                info!(process = name, "not known any more: {}", chain(&e));
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn all(&self) -> Result<Vec<ProcessInfo>, SupervisorError> {
+        self.all_process_info()
+    }
+}
+
 /// The connections, and where they stand.
-pub struct Worker {
+pub struct Worker<S> {
     redis: redis::Client,
     connection: Option<redis::Connection>,
-    supervisor: SupervisorClient,
+    source: S,
     host: String,
     failures_in_a_row: u32,
     refreshes_in_vain: u32,
     drops_reported: Option<Instant>,
 }
 
-impl Worker {
+impl<S: Source> Worker<S> {
     /// A worker that connects when it has something to say.
-    pub fn new(redis: redis::Client, supervisor: SupervisorClient, host: String) -> Self {
+    pub fn new(redis: redis::Client, source: S, host: String) -> Self {
         Self {
             redis,
             connection: None,
-            supervisor,
+            source,
             host,
             failures_in_a_row: 0,
             refreshes_in_vain: 0,
@@ -102,11 +135,10 @@ impl Worker {
         let message = match pending {
             Pending::Message(message) => message,
             Pending::Removed { event, group } => messages::removed_message(&event, &group, &self.host),
-            Pending::State { event, process, tries } => match self.supervisor.process_info(&process) {
-                Ok(info) => messages::state_message(&event, &info, &self.host)?,
-                Err(e @ SupervisorError::Refused { .. }) => {
-                    // It is gone by now, or Supervisor is going.
-                    info!(event = event.name, process, "not published: {}", chain(&e));
+            Pending::State { event, process, tries } => match self.source.process(&process) {
+                Ok(Some(info)) => messages::state_message(&event.name, &info, &self.host)?,
+                Ok(None) => {
+                    info!(event = event.name, process, "not published, as the process is gone");
                     return Ok(());
                 }
                 Err(e) if tries + 1 >= SUPERVISOR_TRIES => {
@@ -128,7 +160,7 @@ impl Worker {
     }
 
     fn refresh(&mut self, queue: &Queue) -> Result<(), Failure> {
-        let infos = match self.supervisor.all_process_info() {
+        let infos = match self.source.all() {
             Ok(infos) => infos,
             Err(e) => {
                 // Otherwise the next event asks again, and a tick always comes.

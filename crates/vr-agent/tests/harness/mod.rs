@@ -33,13 +33,35 @@ pub struct TestHost {
     bin_dir: PathBuf,
     agent: Option<Child>,
     address: String,
+    /// What else the agent is told.
+    more: Vec<String>,
+    has_token: bool,
     /// Where the next agent listens.
     pub listen: String,
+    /// The program, with its first arguments, that runs the next agent; none when it runs by itself.
+    pub runner: Vec<String>,
+    /// Variables of the next agent.
+    pub variables: Vec<(&'static str, String)>,
 }
 
 /// A host with an agent.
 pub async fn host(vrun: Vrun) -> TestHost {
-    let dir = tempfile::Builder::new().prefix("vr-agent-test-").tempdir().unwrap();
+    host_with(vrun, &[], folder()).await
+}
+
+/// A folder for a test.
+pub fn folder() -> TempDir {
+    tempfile::Builder::new().prefix("vr-agent-test-").tempdir().unwrap()
+}
+
+/// A host in a given folder, with an agent that is told more.
+pub async fn host_with(vrun: Vrun, more: &[String], dir: TempDir) -> TestHost {
+    let mut host = prepared(vrun, more, dir);
+    host.start_agent().await;
+    host
+}
+
+fn prepared(vrun: Vrun, more: &[String], dir: TempDir) -> TestHost {
     fs::write(dir.path().join("token"), format!("{TOKEN}\n")).unwrap();
     let bin_dir = match vrun {
         Vrun::StandIn => {
@@ -57,10 +79,10 @@ pub async fn host(vrun: Vrun) -> TestHost {
             bin_dir
         }
     };
-    let mut host =
-        TestHost { dir, bin_dir, agent: None, address: String::new(), listen: "127.0.0.1:0".to_owned() };
-    host.start_agent().await;
-    host
+    let listen = "127.0.0.1:0".to_owned();
+    let (agent, address, more) = (None, String::new(), more.to_vec());
+    let (runner, variables) = (Vec::new(), Vec::new());
+    TestHost { dir, bin_dir, agent, address, more, has_token: true, listen, runner, variables }
 }
 
 impl TestHost {
@@ -73,10 +95,20 @@ impl TestHost {
     }
 
     pub fn agent_command(&self) -> std::process::Command {
-        let mut agent = agent_program();
-        agent.args(["serve", "--listen", &self.listen, "--host", "testhost"]);
+        let mut agent = match self.runner.split_first() {
+            None => agent_program(),
+            Some((program, first)) => {
+                let mut runner = command(program);
+                runner.args(first).arg(env!("CARGO_BIN_EXE_vr-agent"));
+                runner
+            }
+        };
+        agent.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        agent.args(["serve", "--listen", &self.listen, "--host", "testhost"]).args(&self.more);
         agent.arg("--root").arg(self.path("root"));
-        agent.arg("--token-file").arg(self.path("token"));
+        if self.has_token {
+            agent.arg("--token-file").arg(self.path("token"));
+        }
         agent.arg("--address-file").arg(self.path("address"));
         agent.env("VR_BIN_DIR", &self.bin_dir).env("RUST_LOG", "debug");
         agent
@@ -91,6 +123,19 @@ impl TestHost {
             AgentAddress::load(&self.path("address")).ok().filter(|said| said.pid == pid)
         })
         .await;
+        self.address = format!("http://{}", said.address);
+    }
+
+    /// A host whose agent has no token.
+    pub async fn without_token(vrun: Vrun, more: &[String], dir: TempDir) -> Self {
+        let mut host = prepared(vrun, more, dir);
+        host.has_token = false;
+        host.start_agent().await;
+        host
+    }
+
+    /// From now on calls go to another agent, which somebody else ends.
+    pub fn adopt_address(&mut self, said: &AgentAddress) {
         self.address = format!("http://{}", said.address);
     }
 
@@ -190,15 +235,20 @@ impl Drop for TestHost {
             let _ = agent.wait();
         }
         // Everything else that was started names something in our folder; containers end with their vrun.
-        let ours = self.dir.path().display().to_string();
-        let left = || processes(|words| words.iter().any(|w| w.contains(&ours)));
-        for pid in left() {
-            send(pid, Signal::KILL);
-        }
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while !left().is_empty() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        end_all_naming(self.dir.path());
+    }
+}
+
+/// Kills all processes whose arguments name a folder or something in it.
+pub fn end_all_naming(folder: &Path) {
+    let ours = folder.display().to_string();
+    let left = || processes(|words| words.iter().any(|w| w.contains(&ours)));
+    for pid in left() {
+        send(pid, Signal::KILL);
+    }
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !left().is_empty() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -21,7 +21,7 @@ struct Supervisord {
 
 impl Supervisord {
     /// Starts one whose own server is `server`, a section of its configuration, reached at `url`.
-    fn start(dir: tempfile::TempDir, server: &str, url: &str, redis: &str) -> Self {
+    fn start(dir: tempfile::TempDir, server: &str, url: &str, redis: &str, host: &str) -> Self {
         let path = dir.path().display();
         let publisher = env!("CARGO_BIN_EXE_proc_publisher");
         let config = format!(
@@ -31,7 +31,7 @@ impl Supervisord {
              supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n\
              [eventlistener:proc_publisher]\ncommand={publisher}\nevents=PROCESS_STATE,PROCESS_GROUP,TICK_60\n\
              stderr_logfile={path}/publisher.log\n\
-             environment=REDIS_URL=\"{redis}\",HOSTNAME=precise64,SUPERVISOR_USERNAME=me,SUPERVISOR_PASSWORD=s3cret\n\
+             environment=REDIS_URL=\"{redis}\",HOSTNAME={host},SUPERVISOR_USERNAME=me,SUPERVISOR_PASSWORD=s3cret\n\
              [program:sleeper]\ncommand=sleep 100000\nautostart=false\nstartsecs=0\n\
              [include]\nfiles={path}/procs/*.conf\n"
         );
@@ -84,18 +84,92 @@ fn over_a_unix_socket() {
     let socket = dir.path().join("supervisor.sock").display().to_string();
     let redis = RedisServer::start();
     let section = format!("[unix_http_server]\nfile={socket}");
-    let supervisord = Supervisord::start(dir, &section, &format!("unix://{socket}"), &redis.url());
+    let supervisord =
+        Supervisord::start(dir, &section, &format!("unix://{socket}"), &redis.url(), "precise64");
     the_life_of_a_proc_is_published(&supervisord, redis);
 }
 
 #[test]
 fn over_tcp() {
-    let port = free_port();
     let redis = RedisServer::start();
+    let (supervisord, _) = over_a_port(&redis, "precise64");
+    the_life_of_a_proc_is_published(&supervisord, redis);
+}
+
+/// One that is reached at a port, which is given too.
+fn over_a_port(redis: &RedisServer, host: &str) -> (Supervisord, u16) {
+    let port = free_port();
     let section = format!("[inet_http_server]\nport=127.0.0.1:{port}");
     let url = format!("http://127.0.0.1:{port}");
-    let supervisord = Supervisord::start(tempfile::tempdir().unwrap(), &section, &url, &redis.url());
-    the_life_of_a_proc_is_published(&supervisord, redis);
+    let dir = tempfile::tempdir().unwrap();
+    (Supervisord::start(dir, &section, &url, &redis.url(), host), port)
+}
+
+/// Prints the procs of the cache, by a client that could not ask anybody else, and those of Supervisor itself.
+const READER: &str = r#"
+import json, logging, sys
+from vr.common.models import Host
+redis, port, proc = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+logging.disable()
+cached = Host("localhost", rpc_or_port=1, redis_or_url=redis)
+live = Host("localhost", rpc_or_port=port, supervisor_username="me", supervisor_password="s3cret")
+def listed(procs):
+    return {proc.name: proc.as_dict() for proc in procs}
+print(json.dumps({
+    "cached": listed(cached.get_procs(check_cache=True)),
+    "live": listed(live.get_procs()),
+    "one cached": cached.get_proc(proc, check_cache=True).as_dict(),
+}))
+"#;
+
+/// What a client prints that only knows the names of the published one.
+fn read(redis: &RedisServer, port: u16) -> Json {
+    let reader = command(vr_testing::published_python())
+        .args(["-c", READER, &redis.url(), &port.to_string(), PROC])
+        .output()
+        .unwrap();
+    assert!(reader.status.success(), "{}", String::from_utf8_lossy(&reader.stderr));
+    let mut read: Json = serde_json::from_slice(&reader.stdout).unwrap();
+    // They were not asked at the same time.
+    let procs = read.as_object_mut().unwrap();
+    let one = procs.get_mut("one cached").unwrap();
+    one.as_object_mut().unwrap().retain(|key, _| !["now", "description"].contains(&key.as_str()));
+    for list in ["cached", "live"] {
+        for proc in procs[list].as_object_mut().unwrap().values_mut() {
+            let proc = proc.as_object_mut().unwrap();
+            assert!(proc.remove("now").is_some() && proc.remove("description").is_some(), "{proc:?}");
+        }
+    }
+    read
+}
+
+#[test]
+fn the_published_reader_of_the_cache_finds_the_procs_that_supervisor_has() {
+    let redis = RedisServer::start();
+    // The published client reaches a host by the name that its cache has.
+    let (supervisord, port) = over_a_port(&redis, "localhost");
+    let client = &supervisord.client;
+    for statename in ["RUNNING", "STOPPED", "RUNNING"] {
+        let change = if statename == "RUNNING" { "startProcess" } else { "stopProcess" };
+        client.call(&format!("supervisor.{change}"), &[PROC.into()]).unwrap();
+        let pid = client.process_info(PROC).unwrap().pid;
+        until("the cache", || {
+            let cache = redis.cache("localhost");
+            (cache.len() == 3 && cache[PROC]["statename"] == statename && cache[PROC]["pid"] == pid)
+                .then_some(())
+        });
+        let read = read(&redis, port);
+        assert_eq!(read["cached"], read["live"], "{statename}");
+        assert_eq!(read["cached"].as_object().unwrap().len(), 3, "{read:#}");
+        let one = &read["one cached"];
+        assert_eq!(one, &read["live"][PROC]);
+        assert_eq!(one["statename"], statename);
+        assert_eq!((&one["app_name"], &one["port"]), (&"node_example".into(), &5003.into()));
+        assert_eq!(one["host"], "localhost");
+    }
+    client.call("supervisor.stopProcess", &[PROC.into()]).unwrap();
+    client.call("supervisor.removeProcessGroup", &[PROC.into()]).unwrap();
+    until("the cache", || (redis.cache("localhost").len() == 2).then_some(()));
 }
 
 fn the_life_of_a_proc_is_published(supervisord: &Supervisord, mut redis: RedisServer) {

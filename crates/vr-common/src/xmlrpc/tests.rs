@@ -105,6 +105,31 @@ fn integers_have_32_bits() {
 }
 
 #[test]
+fn yaml_is_carried_with_its_types_and_what_is_not_is_named() {
+    let from_yaml = |text: &str| {
+        let yaml: serde_yaml::Value = crate::yaml::parse("x", text).unwrap();
+        Value::from_yaml("proc.yaml", &yaml)
+    };
+    let value =
+        from_yaml("port: 5000\nenv: {A: '1', B: null}\nvolumes: [[/a, /b]]\nratio: 0.5\nup: true\n").unwrap();
+    let expected = serde_json::json!({
+        "port": 5000, "env": {"A": "1", "B": null}, "volumes": [["/a", "/b"]], "ratio": 0.5, "up": true
+    });
+    assert_eq!(value.into_json(), expected);
+    for (text, expected) in [
+        (
+            "mem: [1, 4294967296]",
+            "proc.yaml.mem[1]: 4294967296 cannot be carried by XML-RPC, whose integers go from ",
+        ),
+        ("a: {1: 2}", "proc.yaml.a: a key that is "),
+        ("a: .inf", "proc.yaml.a: "),
+    ] {
+        let error = from_yaml(text).unwrap_err().to_string();
+        assert!(error.starts_with(expected) && error.contains("cannot be carried by XML-RPC"), "{error}");
+    }
+}
+
+#[test]
 fn control_characters_are_replaced_and_endless_numbers_refused() {
     let written = write_response(&Value::from("\x1b[1mred\0")).unwrap();
     assert_eq!(read_response(written.as_bytes()).unwrap().unwrap(), Value::from("\u{fffd}[1mred\u{fffd}"));

@@ -15,6 +15,7 @@ Examples:
   {vrun} shell proc.yaml      look around in a container like the app's
   {vrun} teardown proc.yaml   remove everything of the proc
   {vrun} cleanup              remove unpacked builds that no proc uses
+  {vrun} check                find out whether procs can run here
 
 Output: standard output belongs to the app (run, shell), to results (uptest, cleanup) and to --json. \
 All talk is on standard error: at a terminal what is being done, in pipes only warnings and errors.
@@ -31,7 +32,7 @@ Exit status: 0 done, 1 failed, 2 wrong usage or a bad file. run and shell end wi
 (128 and the signal's number after a signal).";
 
 /// The subcommands and what is said below their options.
-const EACH: [(&str, &str); 6] = [
+const EACH: [(&str, &str); 7] = [
     (
         "setup",
         "\
@@ -96,6 +97,18 @@ Examples:
 Exit status: 0 done, also when there was nothing to remove; 1 failed, 2 wrong usage or a bad file.",
     ),
     (
+        "check",
+        "\
+Makes a few containers in a folder that is thrown away, and says what works, what is weaker than it \
+could be, and what is missing. vr-agent check does the same and looks at more of the host.
+
+Examples:
+  {vrun} check
+  {vrun} check --json | jq '.findings[] | select(.verdict != \"ok\")'
+
+Exit status: 0 procs can run here, 1 something that they need is missing, 2 wrong usage.",
+    ),
+    (
         "cleanup",
         "\
 Removes unpacked builds that no proc uses, images that others have replaced, and what killed \
@@ -105,6 +118,7 @@ Examples:
   {vrun} cleanup
   {vrun} cleanup --unused-for 7d   keep the builds of the last week
   {vrun} cleanup --unused-for 0s   keep only those that a proc uses
+  {vrun} cleanup --tarballs-unused-for 7d --dry-run   what would go if tarballs and images went, too
 
 Exit status: 0 done, 1 when something could not be removed, 2 wrong usage.",
     ),

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use vr_common::exit;
 use vr_common::fetch::without_credentials;
-use vr_common::host_api::UptestResult;
+use vr_common::host_api::{Finding, UptestResult, Verdict};
 use vr_common::log::DOING;
 
 use crate::container::ExitStatus;
@@ -31,6 +31,8 @@ pub(super) enum Outcome {
     TornDown(TornDown),
     /// `cleanup`.
     CleanedUp(CleanedUp),
+    /// `check`.
+    Checked(Vec<Finding>),
 }
 
 /// What `--json` prints.
@@ -129,6 +131,7 @@ impl Outcome {
             Self::Ran { end, .. } => end.status.as_exit_code(),
             Self::Looked(status) => status.as_exit_code(),
             Self::CleanedUp(done) if !done.failures.is_empty() => exit::FAILED,
+            Self::Checked(findings) if is_missing(findings) => exit::FAILED,
             _ => 0,
         }
     }
@@ -147,6 +150,11 @@ impl Outcome {
                 // Texts and truth values only, which are always JSON.
                 serde_json::to_string(results).map(|line| line + "\n").unwrap_or_default()
             }
+            Self::Checked(findings) => findings
+                .iter()
+                .filter(|finding| !quiet || finding.verdict != Verdict::Ok)
+                .map(Finding::line)
+                .collect(),
             Self::CleanedUp(done) if !quiet => {
                 let mut text = String::new();
                 for removed in &done.removed {
@@ -193,6 +201,7 @@ impl Outcome {
                 let (exit_code, signal) = end(status);
                 json!({ "exit_code": exit_code, "signal": signal })
             }
+            Self::Checked(findings) => json!({ "findings": findings }),
             Self::TornDown(done) => json!({ "folder": lossy(&done.folder), "removed": done.removed }),
             Self::CleanedUp(done) => {
                 let errors: Vec<_> = done.failures.iter().map(|error| exit::chain(error)).collect();
@@ -224,7 +233,7 @@ impl Outcome {
                 format!("{name} is set up in {} ({took}, {fetched})", done.folder.display())
             }
             Self::Ran { end, .. } if !end.status.success() => format!("{name} ended with {}", end.status),
-            Self::Ran { .. } | Self::Looked(_) => return None,
+            Self::Ran { .. } | Self::Looked(_) | Self::Checked(_) => return None,
             Self::Tested(results) if results.is_empty() => format!("{name} has no uptests"),
             Self::Tested(results) => {
                 let passed = results.iter().filter(|result| result.passed).count();
@@ -233,9 +242,16 @@ impl Outcome {
             Self::TornDown(done) if done.removed => format!("{name} is gone from {}", done.folder.display()),
             Self::TornDown(_) => format!("there was nothing of {name}"),
             Self::CleanedUp(done) if done.removed.is_empty() => "there was nothing to remove".to_owned(),
+            Self::CleanedUp(done) if done.dry_run => {
+                format!("that would make room for {}", size(done.bytes()))
+            }
             Self::CleanedUp(done) => format!("that made room for {}", size(done.bytes())),
         })
     }
+}
+
+fn is_missing(findings: &[Finding]) -> bool {
+    findings.iter().any(|finding| finding.verdict == Verdict::Missing)
 }
 
 /// JSON has no bytes that are not text.

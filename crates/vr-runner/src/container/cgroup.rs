@@ -463,6 +463,24 @@ pub fn why_no_limits() -> Option<String> {
     Controller::ALL.into_iter().find_map(reason)
 }
 
+/// Whether the kernel counts swap for groups; `None` when it cannot be told.
+pub fn counts_swap() -> Option<bool> {
+    let host = Host::find().ok()?;
+    let hierarchy = host.with(Controller::Memory)?;
+    let file = match hierarchy.version {
+        Version::One => "memory.memsw.limit_in_bytes",
+        Version::Two => "memory.swap.max",
+    };
+    // The topmost group of the second version has no limits, and only those have the file whose memory is counted.
+    let below = fs::read_dir(&hierarchy.top).into_iter().flatten().flatten().map(|entry| entry.path());
+    let counted = |group: &PathBuf| group.join("memory.stat").exists() && *group != hierarchy.top;
+    let mut groups = below.filter(counted).peekable();
+    match hierarchy.version {
+        Version::One => Some(hierarchy.top.join(file).exists()),
+        Version::Two => groups.peek().is_some().then(|| groups.any(|group| group.join(file).exists())),
+    }
+}
+
 /// A container's group, in one hierarchy or several. Removed when dropped.
 #[derive(Debug)]
 pub(super) struct Group {
@@ -498,14 +516,19 @@ impl Group {
         &self.homes
     }
 
-    /// What to say when the kernel killed a process because of the group's memory limit.
-    pub fn out_of_memory(&self) -> Option<&str> {
-        let (version, group) = self.memory.as_ref()?;
+    /// How many processes the kernel killed because of the group's memory limit.
+    pub fn oom_kills(&self) -> u64 {
+        let Some((version, group)) = &self.memory else { return 0 };
         let file = match version {
             Version::One => "memory.oom_control",
             Version::Two => "memory.events",
         };
-        self.out_of_memory.as_deref().filter(|_| count(&group.join(file), "oom_kill") > 0)
+        count(&group.join(file), "oom_kill")
+    }
+
+    /// What to say when the kernel killed a process because of that limit.
+    pub fn out_of_memory(&self) -> Option<&str> {
+        self.out_of_memory.as_deref().filter(|_| self.oom_kills() > 0)
     }
 
     /// What to say when the kernel refused a process because of the group's limit. Older kernels and the first version count

@@ -109,6 +109,7 @@ fn prepare(plan: &Plan<'_>, lines: &Lines) -> Result<(), Trouble> {
     let spec = plan.spec;
     die_with(&lines.parent)?;
     enter_groups(plan.groups, spec.hardening.cgroup_namespace)?;
+    be_as_killable_as_others(Path::new("/proc/self/oom_score_adj"));
     sys::reset_signal_handlers();
     block_signals().map_err(explain("block signals"))?;
     setsid().map_err(explain("start a session"))?;
@@ -141,6 +142,16 @@ pub(super) fn die_with(parent: &OwnedFd) -> Step<()> {
         sys::exit_now(NOT_READY);
     }
     Ok(())
+}
+
+/// Whoever started us may be one of those that the kernel spares when memory runs out; that is not for the container.
+/// `score` is the kernel's file about this process.
+fn be_as_killable_as_others(score: &Path) {
+    let is_spared = |text: String| text.trim().parse::<i32>().is_ok_and(|score| score < 0);
+    if std::fs::read_to_string(score).is_ok_and(is_spared) {
+        // Anybody may raise it. Should it fail, the container is only spared.
+        let _raised = std::fs::write(score, "0");
+    }
 }
 
 /// Before anything of the container is made, so that all of it counts.
@@ -455,4 +466,21 @@ fn finish(end: ExitStatus, status: &OwnedFd) -> ! {
 /// Whether a path names a program's place: absolute, without a zero byte.
 pub(super) fn is_usable_path(path: &Path) -> bool {
     path.is_absolute() && !path.as_os_str().as_bytes().contains(&0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_would_be_spared_loses_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let score = dir.path().join("oom_score_adj");
+        for (before, after) in [("-500\n", "0"), ("-1000\n", "0"), ("0\n", "0\n"), ("300\n", "300\n")] {
+            std::fs::write(&score, before).unwrap();
+            be_as_killable_as_others(&score);
+            assert_eq!(std::fs::read_to_string(&score).unwrap(), after);
+        }
+        be_as_killable_as_others(&dir.path().join("missing"));
+    }
 }

@@ -30,7 +30,7 @@ mod sys;
 mod terminal;
 mod upper;
 
-pub use cgroup::{clear_left_groups, why_no_limits};
+pub use cgroup::{clear_left_groups, counts_swap, why_no_limits};
 pub use error::ContainerError;
 pub use limits::{BadSize, Limits, Size};
 pub use lxc::write_config as write_lxc_config;

@@ -179,6 +179,7 @@ fn attempt(
         group,
         out_of_memory: None,
         lost_for_memory: None,
+        oom_kills: 0,
         out_of_processes: None,
         supervisor: None,
     };
@@ -335,6 +336,7 @@ pub struct Running {
     group: Option<Group>,
     out_of_memory: Option<String>,
     lost_for_memory: Option<String>,
+    oom_kills: u64,
     out_of_processes: Option<String>,
     /// Boxed, as most have none.
     supervisor: Option<Box<lxc::Supervisor>>,
@@ -362,6 +364,7 @@ impl Running {
             group,
             out_of_memory: None,
             lost_for_memory: None,
+            oom_kills: 0,
             out_of_processes: None,
             supervisor: Some(Box::new(supervisor)),
         }
@@ -429,6 +432,11 @@ impl Running {
     /// Once its end was waited for: the same when the kernel killed any of its processes, whatever it ended with.
     pub fn lost_for_memory(&self) -> Option<&str> {
         self.lost_for_memory.as_deref()
+    }
+
+    /// Once its end was waited for: how many of its processes the kernel killed because the memory limit was reached.
+    pub fn oom_kills(&self) -> u64 {
+        self.oom_kills
     }
 
     /// Once its end was waited for: what to say when it was refused a process or a thread because of the limit of those,
@@ -528,6 +536,7 @@ impl Running {
         if let Some(group) = self.group.take() {
             self.out_of_processes = group.out_of_processes().map(str::to_owned);
             self.lost_for_memory = group.out_of_memory().map(str::to_owned);
+            self.oom_kills = group.oom_kills();
             match group.out_of_memory() {
                 // An app may well live on without one of its processes, and end for another reason.
                 Some(words) if end.as_exit_code() != ExitStatus::Signal(libc::SIGKILL).as_exit_code() => {

@@ -224,11 +224,12 @@ pub(super) fn was_used_until_now(root: &VrRoot, key: &str) {
 }
 
 /// Removes a build's folder if nobody uses or makes it, nothing refers to it, and it is unfinished or was last used
-/// longer ago than `unused_for`. Gives what it took, in bytes.
+/// longer ago than `unused_for`. Gives what it took, in bytes. With `dry_run`, nothing is removed.
 pub(super) fn remove_if_unused(
     root: &VrRoot,
     key: &str,
     unused_for: std::time::Duration,
+    dry_run: bool,
     is_referred_to: impl FnOnce() -> Result<bool, ProcError>,
 ) -> Result<Option<u64>, ProcError> {
     let folder = folder_of_all(root).join(key);
@@ -255,12 +256,18 @@ pub(super) fn remove_if_unused(
         if !is_old || is_referred_to()? {
             return Ok(None);
         }
+        if dry_run {
+            return Ok(Some(archive::bytes_in(&folder)));
+        }
         // In one step, so that half a layer is never taken for a whole one.
         let gone = folder.join(UNFINISHED);
         archive::remove_tree(&gone).map_err(io_error("remove", &gone))?;
         fs::rename(&layer, &gone).map_err(io_error("move away", &layer))?;
     }
     let bytes = archive::bytes_in(&folder);
+    if dry_run {
+        return Ok(Some(bytes));
+    }
     archive::remove_tree(&folder).map_err(io_error("remove", &folder))?;
     Ok(Some(bytes))
 }
@@ -292,8 +299,9 @@ mod tests {
         let held = bring(&root, url, None, owner).unwrap();
         let key = held.key().to_owned();
         assert!(key.ends_with("-1-2") && held.path().join("app/file").is_file());
-        let remove =
-            |is_referred_to| remove_if_unused(&root, &key, Duration::ZERO, || Ok(is_referred_to)).unwrap();
+        let remove = |is_referred_to| {
+            remove_if_unused(&root, &key, Duration::ZERO, false, || Ok(is_referred_to)).unwrap()
+        };
         assert_eq!(remove(false), None);
         drop(held);
         assert_eq!(remove(true), None);

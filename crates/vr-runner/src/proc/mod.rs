@@ -36,7 +36,7 @@ use crate::container::{
 };
 use crate::users;
 
-pub use clean_up::{CleanedUp, Removed, RemovedKind, clean_up};
+pub use clean_up::{CleanUp, CleanedUp, Removed, RemovedKind, clean_up};
 pub use error::ProcError;
 pub use run::{LogFile, RunEnd, RunOptions, run};
 pub use setup::{SetUp, setup};

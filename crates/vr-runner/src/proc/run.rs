@@ -53,8 +53,8 @@ pub struct RunEnd {
     pub out_of_memory: Option<String>,
 }
 
-/// Runs a proc to its end and returns how it ended. TERM and INT are passed on; the second one, or the end of the
-/// grace period, kills the container.
+/// Runs a proc to its end and returns how it ended. TERM and INT ask the app to end, with the `stopsignal` of its file
+/// where that has one; the second one, or the end of the grace period, kills the container.
 pub fn run(proc: &Proc, options: &RunOptions) -> Result<RunEnd, ProcError> {
     let _lock = match proc.lock_folder() {
         Err(ProcError::Lock(LockError::Io { source, .. })) if source.kind() == io::ErrorKind::NotFound => {
@@ -92,8 +92,12 @@ pub fn run(proc: &Proc, options: &RunOptions) -> Result<RunEnd, ProcError> {
                 );
             }
             write_status(&news)?;
-            let grace = proc.data.grace_period.unwrap_or(GRACE_PERIOD);
-            let end = watch(&mut running, &signals, log.as_mut(), Duration::from_secs(grace.into()))?;
+            let stopping = Stopping {
+                signal: proc.data.stopsignal.and_then(|signal| Signal::try_from(signal.number()).ok()),
+                grace: Duration::from_secs(proc.data.grace_period.unwrap_or(GRACE_PERIOD).into()),
+                deadline: None,
+            };
+            let end = watch(&mut running, &signals, log.as_mut(), stopping)?;
             if let Some(words) = running.out_of_memory() {
                 match &mut log {
                     Some(log) => log.write(format!("vrun: {words}\n").as_bytes()),
@@ -101,7 +105,7 @@ pub fn run(proc: &Proc, options: &RunOptions) -> Result<RunEnd, ProcError> {
                 }
             }
             // The app's exit status is worth more than a complaint about a full disk.
-            if let Err(error) = write_status(&status::ended(news, end, running.out_of_memory())) {
+            if let Err(error) = write_status(&status::ended(news, end, &running)) {
                 tracing::error!(error = exit::chain(&error), "the end of the run is not in the status file");
             }
             Ok(RunEnd { status: end, out_of_memory: running.out_of_memory().map(str::to_owned) })
@@ -145,8 +149,10 @@ fn start(proc: &Proc, record: &Record, capture: bool) -> Result<Started, ProcErr
     Ok(Started { running, signals, _held: held })
 }
 
-/// When a container that was asked to end will be killed.
+/// How a container is asked to end, and when one that was asked will be killed.
 struct Stopping {
+    /// What the app is sent; that which came, if none.
+    signal: Option<Signal>,
     grace: Duration,
     deadline: Option<Instant>,
 }
@@ -160,7 +166,7 @@ impl Stopping {
             return running.kill();
         }
         self.deadline = Instant::now().checked_add(self.grace);
-        running.signal(signal)
+        running.signal(self.signal.unwrap_or(signal))
     }
 
     /// How long to wait for news; kills when that time is over.
@@ -180,9 +186,8 @@ fn watch(
     running: &mut Running,
     signals: &WatchedSignals,
     mut log: Option<&mut RotatingLog>,
-    grace: Duration,
+    mut stopping: Stopping,
 ) -> Result<ExitStatus, ProcError> {
-    let mut stopping = Stopping { grace, deadline: None };
     // Most apps that run longer than this run for days.
     let mut settled = false;
     let mut output = running.take_output();

@@ -26,7 +26,7 @@ impl Scratch {
         let io_error =
             |source| ProcError::Io { step: "make a scratch folder in", path: proc_folder.to_owned(), source };
         let _only_one = FileLock::wait(&proc_folder.join(LOCK), || {})?;
-        clear_left(proc_folder)?;
+        clear_left(proc_folder, false)?;
         let folder =
             tempfile::Builder::new().prefix(PREFIX).tempdir_in(proc_folder).map_err(io_error)?.keep();
         let lock = FileLock::existing(&folder)?;
@@ -57,8 +57,8 @@ impl Drop for Scratch {
     }
 }
 
-/// Removes what nobody uses; gives what it was and its size. The caller holds the lock.
-fn clear_left(proc_folder: &Path) -> Result<Vec<(PathBuf, u64)>, ProcError> {
+/// Removes what nobody uses, but with `dry_run`; gives what it was and its size. The caller holds the lock.
+fn clear_left(proc_folder: &Path, dry_run: bool) -> Result<Vec<(PathBuf, u64)>, ProcError> {
     let io_error =
         |source| ProcError::Io { step: "clear scratch folders of", path: proc_folder.to_owned(), source };
     let mut cleared = Vec::new();
@@ -66,7 +66,9 @@ fn clear_left(proc_folder: &Path) -> Result<Vec<(PathBuf, u64)>, ProcError> {
         match FileLock::existing(&folder) {
             Ok(_nobody_uses_it) => {
                 let bytes = bytes_in(&folder);
-                remove_tree(&folder).map_err(io_error)?;
+                if !dry_run {
+                    remove_tree(&folder).map_err(io_error)?;
+                }
                 cleared.push((folder, bytes));
             }
             Err(LockError::Held(_)) => {}
@@ -91,11 +93,11 @@ fn folders(proc_folder: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Removes what killed commands left.
 pub(super) fn clear(proc: &Proc) -> Result<(), ProcError> {
-    remove_left(&proc.folder()).map(drop)
+    remove_left(&proc.folder(), false).map(drop)
 }
 
 /// The same for a folder in which there may be no proc any more. Nothing is made there: somebody may be removing it.
-pub(super) fn remove_left(proc_folder: &Path) -> Result<Vec<(PathBuf, u64)>, ProcError> {
+pub(super) fn remove_left(proc_folder: &Path, dry_run: bool) -> Result<Vec<(PathBuf, u64)>, ProcError> {
     let is_gone = |source: &io::Error| source.kind() == io::ErrorKind::NotFound;
     match folders(proc_folder) {
         Ok(found) if found.is_empty() => return Ok(Vec::new()),
@@ -106,7 +108,7 @@ pub(super) fn remove_left(proc_folder: &Path) -> Result<Vec<(PathBuf, u64)>, Pro
         Ok(_) => {}
     }
     match FileLock::wait_for_existing(&proc_folder.join(LOCK), || {}) {
-        Ok(_only_one) => clear_left(proc_folder),
+        Ok(_only_one) => clear_left(proc_folder, dry_run),
         Err(LockError::Io { source, .. }) if is_gone(&source) => Ok(Vec::new()),
         Err(error) => Err(error.into()),
     }
@@ -128,11 +130,13 @@ mod tests {
         let folder = one.folder.clone();
         drop(one);
         assert!(!folder.exists() && two.folder.exists());
-        assert_eq!(remove_left(dir.path()).unwrap(), []);
+        assert_eq!(remove_left(dir.path(), false).unwrap(), []);
         fs::create_dir_all(&left).unwrap();
-        let removed = remove_left(dir.path()).unwrap();
+        assert_eq!(remove_left(dir.path(), true).unwrap().len(), 1);
+        assert!(left.exists());
+        let removed = remove_left(dir.path(), false).unwrap();
         assert_eq!(removed.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>(), [left]);
         assert!(two.folder.exists());
-        assert_eq!(remove_left(&dir.path().join("missing")).unwrap(), []);
+        assert_eq!(remove_left(&dir.path().join("missing"), false).unwrap(), []);
     }
 }

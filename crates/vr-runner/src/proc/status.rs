@@ -6,7 +6,7 @@ use std::path::Path;
 
 use vr_common::host_api::RunStatus;
 
-use crate::container::ExitStatus;
+use crate::container::{ExitStatus, Running};
 
 /// The status of a run that begins now, by this process.
 pub(super) fn beginning() -> io::Result<RunStatus> {
@@ -19,11 +19,18 @@ pub(super) fn beginning() -> io::Result<RunStatus> {
         exit_code: None,
         signal: None,
         message: None,
+        oom_kills: None,
     })
 }
 
 /// Adds the end, and what brought it where that is known.
-pub(super) fn ended(mut status: RunStatus, end: ExitStatus, reason: Option<&str>) -> RunStatus {
+pub(super) fn ended(status: RunStatus, end: ExitStatus, running: &Running) -> RunStatus {
+    let kills = Some(running.oom_kills()).filter(|kills| *kills > 0);
+    let oom_kills = kills.map(|kills| u32::try_from(kills).unwrap_or(u32::MAX));
+    RunStatus { oom_kills, ..ended_with(status, end, running.out_of_memory()) }
+}
+
+fn ended_with(mut status: RunStatus, end: ExitStatus, reason: Option<&str>) -> RunStatus {
     status.ended_at = Some(now());
     match end {
         ExitStatus::Code(code) => status.exit_code = Some(i32::from(code)),
@@ -86,7 +93,7 @@ mod tests {
         let path = dir.path().join("status");
         let begin = beginning().unwrap();
         write(&path, &begin).unwrap();
-        let end = ended(begin.clone(), ExitStatus::Signal(9), None);
+        let end = ended_with(begin.clone(), ExitStatus::Signal(9), None);
         write(&path, &end).unwrap();
         let read: RunStatus = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         assert_eq!(read, end);

@@ -10,7 +10,7 @@ use vr_common::lock::LockError;
 use vr_common::paths::VrRoot;
 
 use super::record::Record;
-use super::{ProcError, clean_up, layer, lock_folder, name};
+use super::{CleanUp, ProcError, clean_up, layer, lock_folder, name};
 use crate::container::clear_left_groups;
 
 /// How long an unpacked build is kept for a proc to come, such as the next release of the same version.
@@ -50,7 +50,7 @@ pub fn teardown_file(file: &Path, root: &VrRoot) -> Result<TornDown, ProcError> 
 
 /// Now and then somebody has to; that it cannot be done is no reason for a teardown to fail.
 fn tidy(root: &VrRoot) {
-    let failures = match clean_up(root, KEEP_BUILDS_FOR) {
+    let failures = match clean_up(root, &CleanUp::builds(KEEP_BUILDS_FOR)) {
         Ok(done) => done.failures,
         Err(error) => vec![error],
     };

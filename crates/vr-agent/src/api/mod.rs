@@ -3,24 +3,34 @@
 //!
 //! Changes go on when the caller hangs up; every call has a deadline.
 
+mod access;
+mod changes;
+mod facts;
+mod logs;
+mod refusal;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use vr_common::host_api::{
-    Deleted, DeployRequest, ErrorBody, HostInfo, ProcDocument, ProcList, UptestReport,
+    CleanUpReport, CleanUpRequest, Deleted, DeployRequest, ProcDocument, ProcList, UptestReport,
 };
 use vr_common::names::ContainerName;
 use vr_common::secret::Secret;
 
+use self::access::Access;
+use self::refusal::refuse;
+use crate::clean_up::CleanUps;
 use crate::error::AgentError;
 use crate::host::Host;
 use crate::supervision::SETUP_DEADLINE;
@@ -29,8 +39,8 @@ use crate::supervision::SETUP_DEADLINE;
 const BODY_LIMIT: usize = 4 << 20;
 /// How long a request's body may take to arrive.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
-/// How much of a log is given when nothing is said, in bytes.
-const LOG_DEFAULT: u64 = 16 * 1024;
+/// How many answers without an end are given at once.
+const STREAMS: usize = 128;
 /// How long a look at the disk may take.
 const LOOK_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a stop, start, restart or delete may take before the caller is told that it goes on.
@@ -38,46 +48,69 @@ const CHANGE_DEADLINE: Duration = Duration::from_secs(300);
 /// The same for a deploy: a setup, the wait for its turn, and the start.
 const DEPLOY_DEADLINE: Duration = SETUP_DEADLINE.saturating_mul(2);
 
-#[derive(Clone)]
-struct Api {
+/// What all addresses of an agent share.
+#[derive(Debug)]
+pub struct Service {
     host: Arc<Host>,
-    token: Arc<Secret>,
+    access: Arc<Access>,
+    clean_ups: Arc<CleanUps>,
+    streams: Arc<Semaphore>,
+    vrun: facts::VrunVersion,
 }
 
-/// The API of a host, open to those who know the token.
-pub fn router(host: Arc<Host>, token: Secret) -> Router {
-    let api = Api { host, token: Arc::new(token) };
+type Api = Arc<Service>;
+
+impl Service {
+    /// The API of a host. With a token, callers need it or have to show a certificate.
+    pub fn new(host: Arc<Host>, token: Option<Secret>, clean_ups: Arc<CleanUps>) -> Self {
+        Self {
+            host,
+            access: Arc::new(Access::new(token)),
+            clean_ups,
+            streams: Arc::new(Semaphore::new(STREAMS)),
+            vrun: facts::VrunVersion::default(),
+        }
+    }
+
+    /// Has another token from now on; what is under way goes on.
+    pub fn change_token(&self, token: Secret) {
+        self.access.change(token);
+    }
+}
+
+/// The API for one address. Without a token, `is_open` says whether everybody may call who can reach it.
+pub fn router(service: Arc<Service>, is_open: bool) -> Router {
+    let door = service.access.door(is_open);
     Router::new()
-        .route("/v1/info", get(info))
+        .route("/v1/info", get(facts::info))
         .route("/v1/procs", get(list))
         .route("/v1/procs/{name}", get(document).put(deploy).delete(delete))
         .route("/v1/procs/{name}/start", post(start))
         .route("/v1/procs/{name}/stop", post(stop))
         .route("/v1/procs/{name}/restart", post(restart))
         .route("/v1/procs/{name}/uptest", post(uptest))
-        .route("/v1/procs/{name}/log", get(log))
+        .route("/v1/procs/{name}/log", get(logs::log))
+        .route("/v1/procs/{name}/log/follow", get(logs::follow))
+        .route("/v1/logs", get(logs::kept))
+        .route("/v1/changes", get(changes::changes))
+        .route("/v1/clean-up", post(clean_up))
         .fallback(async || refuse(StatusCode::NOT_FOUND, "there is no such address; see GET /v1/procs"))
         .method_not_allowed_fallback(async || {
             refuse(StatusCode::METHOD_NOT_ALLOWED, "this address does not take this method")
         })
-        .layer(middleware::from_fn_with_state(api.clone(), require_token))
-        .with_state(api)
-}
-
-async fn info(State(api): State<Api>) -> Result<Json<HostInfo>, AgentError> {
-    let host = Arc::clone(&api.host);
-    off_thread("info", move || Ok(host.info())).await.map(Json)
+        .layer(middleware::from_fn_with_state(door, access::check))
+        .with_state(service)
 }
 
 async fn list(State(api): State<Api>) -> Json<ProcList> {
-    Json(api.host.list())
+    Json(api.host.list_with_usage().await)
 }
 
 async fn document(
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<Json<ProcDocument>, AgentError> {
-    api.host.document(&parse(&name)?.to_string()).map(Json)
+    api.host.document_with_usage(&parse(&name)?.to_string()).await.map(Json)
 }
 
 async fn deploy(
@@ -86,7 +119,7 @@ async fn deploy(
     body: Body,
 ) -> Result<Json<ProcDocument>, Response> {
     let name = parse(&name).map_err(IntoResponse::into_response)?;
-    let request = read_deploy(body).await?;
+    let request: DeployRequest = read_json(body, r#"{"proc_yaml": "…"}"#).await?;
     let known_as = name.to_string();
     let work = async move { api.host.deploy(&name, &request.proc_yaml).await };
     to_the_end(known_as, DEPLOY_DEADLINE, work).await.map(Json).map_err(IntoResponse::into_response)
@@ -117,28 +150,29 @@ async fn uptest(State(api): State<Api>, Path(name): Path<String>) -> Result<Json
     api.host.uptest(&parse(&name)?.to_string()).await.map(Json)
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LogQuery {
-    bytes: Option<u64>,
+async fn clean_up(State(api): State<Api>, body: Body) -> Result<Json<CleanUpReport>, Response> {
+    let request: CleanUpRequest = read_json(body, r#"{"dry_run": true}, or nothing"#).await?;
+    let work = async move { api.clean_ups.run(&api.host, &request).await };
+    to_the_end("the clean-up".to_owned(), CHANGE_DEADLINE, work)
+        .await
+        .map(Json)
+        .map_err(IntoResponse::into_response)
 }
 
-async fn log(
-    State(api): State<Api>,
-    Path(name): Path<String>,
-    query: Result<Query<LogQuery>, axum::extract::rejection::QueryRejection>,
-) -> Result<Response, AgentError> {
-    let name = parse(&name)?.to_string();
-    let Query(query) = query.map_err(|e| AgentError::BadRequest(e.body_text()))?;
-    let text = off_thread("log", move || api.host.log(&name, query.bytes.unwrap_or(LOG_DEFAULT))).await?;
-    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
+/// One of the answers that may be given at once without an end.
+fn one_more_stream(streams: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Response> {
+    Arc::clone(streams).try_acquire_owned().map_err(|_| {
+        let text = format!("{STREAMS} streams are open, and there can be no more; close some, or try again");
+        refuse(StatusCode::SERVICE_UNAVAILABLE, &text)
+    })
 }
 
 fn parse(name: &str) -> Result<ContainerName, AgentError> {
     name.parse().map_err(|e: vr_common::names::NameError| AgentError::BadRequest(e.to_string()))
 }
 
-async fn read_deploy(body: Body) -> Result<DeployRequest, Response> {
+/// Reads a request, which may be empty where all of it has defaults.
+async fn read_json<T: DeserializeOwned>(body: Body, example: &str) -> Result<T, Response> {
     let whole = Limited::new(body, BODY_LIMIT).collect();
     let bytes = match tokio::time::timeout(BODY_DEADLINE, whole).await {
         Ok(Ok(whole)) => whole.to_bytes(),
@@ -149,9 +183,9 @@ async fn read_deploy(body: Body) -> Result<DeployRequest, Response> {
         Ok(Err(e)) => return Err(refuse(StatusCode::BAD_REQUEST, &format!("cannot read the request: {e}"))),
         Err(_) => return Err(refuse(StatusCode::REQUEST_TIMEOUT, "the request did not arrive in time")),
     };
-    serde_json::from_slice(&bytes).map_err(|e| {
-        refuse(StatusCode::BAD_REQUEST, &format!("expected JSON such as {{\"proc_yaml\": \"…\"}}: {e}"))
-    })
+    let bytes = if bytes.is_empty() { &b"{}"[..] } else { &bytes[..] };
+    serde_json::from_slice(bytes)
+        .map_err(|e| refuse(StatusCode::BAD_REQUEST, &format!("expected JSON such as {example}: {e}")))
 }
 
 /// Carries a change through even if the caller hangs up or has waited long enough.
@@ -177,74 +211,5 @@ async fn off_thread<T: Send + 'static>(
         Ok(Ok(done)) => done,
         Ok(Err(_)) => Err(AgentError::ShuttingDown),
         Err(_) => Err(AgentError::Slow { name: what.to_owned(), seconds: LOOK_DEADLINE.as_secs() }),
-    }
-}
-
-async fn require_token(State(api): State<Api>, request: Request, next: Next) -> Response {
-    let given = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.as_bytes().split_first_chunk::<7>())
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "))
-        .map(|(_, token)| token);
-    if given.is_some_and(|given| same(given, api.token.expose().as_bytes())) {
-        return next.run(request).await;
-    }
-    let text = match given {
-        Some(_) => "the token is wrong",
-        None => "a token is needed: Authorization: Bearer <token>",
-    };
-    let mut response = refuse(StatusCode::UNAUTHORIZED, text);
-    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    response
-}
-
-/// Compares without telling by the time it takes how much of the token was right.
-fn same(given: &[u8], token: &[u8]) -> bool {
-    let mut difference = given.len() ^ token.len();
-    for (at, byte) in token.iter().enumerate() {
-        let other = given.get(at).copied().unwrap_or(0);
-        difference |= usize::from(std::hint::black_box(byte ^ other));
-    }
-    std::hint::black_box(difference) == 0
-}
-
-fn refuse(status: StatusCode, error: &str) -> Response {
-    (status, Json(ErrorBody { error: error.to_owned(), log_tail: None })).into_response()
-}
-
-impl IntoResponse for AgentError {
-    fn into_response(self) -> Response {
-        let status = match &self {
-            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
-            Self::NoSuchProc(_) => StatusCode::NOT_FOUND,
-            Self::Different(_) | Self::Overtaken { .. } => StatusCode::CONFLICT,
-            Self::Setup { .. } | Self::Start { .. } => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Vrun { .. } | Self::File { .. } | Self::NotNoted { .. } | Self::Broken(_) => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
-            Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Slow { .. } => StatusCode::GATEWAY_TIMEOUT,
-        };
-        let error = vr_common::exit::chain(&self);
-        let log_tail = match self {
-            Self::Start { log_tail, .. } => Some(log_tail),
-            _ => None,
-        };
-        (status, Json(ErrorBody { error, log_tail })).into_response()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_whole_token_is_the_token() {
-        assert!(same(b"secret", b"secret"));
-        for wrong in [&b"secre"[..], b"secrets", b"", b"Secret", b"secret\0"] {
-            assert!(!same(wrong, b"secret"), "{wrong:?}");
-        }
-        assert!(!same(b"\0\0", b""));
     }
 }
