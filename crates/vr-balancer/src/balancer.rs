@@ -1,5 +1,6 @@
 //! The interface that every backend implements.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -24,6 +25,96 @@ impl DrainReport {
     pub fn is_drained(&self) -> bool {
         self.open == 0 && !self.in_pool
     }
+}
+
+/// How long nodes are waited for that are being drained, unless something else is said.
+pub const GRACE_PERIOD: Duration = Duration::from_secs(30);
+
+/// A change of one pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolChange {
+    /// The pool.
+    pub pool: PoolName,
+    /// What is done with it.
+    pub edit: Edit,
+}
+
+/// What is done with a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Edit {
+    /// These nodes are added; the pool is made if there is none.
+    Add(Vec<Node>),
+    /// These nodes are taken out.
+    Delete(Vec<Node>),
+    /// These become the only nodes; the pool is made if there is none.
+    Set(Vec<Node>),
+    /// The pool goes away.
+    DeletePool,
+    /// The pool goes away if it has no nodes.
+    DeletePoolIfEmpty,
+}
+
+impl Edit {
+    /// What becomes of a pool with these nodes; none stands for no pool. Nodes that stay keep their order.
+    pub fn apply(&self, nodes: Option<&[Node]>) -> Option<Vec<Node>> {
+        let there = || nodes.unwrap_or_default().iter();
+        match self {
+            Self::Add(new) => Some(unique(there().chain(new))),
+            Self::Delete(gone) => nodes.map(|_| unique(there().filter(|node| !gone.contains(node)))),
+            Self::Set(new) => Some(unique(there().filter(|node| new.contains(node)).chain(new))),
+            Self::DeletePool => None,
+            Self::DeletePoolIfEmpty => nodes.filter(|nodes| !nodes.is_empty()).map(<[Node]>::to_vec),
+        }
+    }
+}
+
+/// Each node once, where it came first.
+pub(crate) fn unique<'a>(nodes: impl Iterator<Item = &'a Node>) -> Vec<Node> {
+    let mut seen = HashSet::new();
+    nodes.filter(|node| seen.insert(*node)).cloned().collect()
+}
+
+/// What a change would do to one file of one host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FileDiff {
+    /// The host; the balancer itself if it has no hosts.
+    pub host: String,
+    /// The file; the pool if the balancer has no files.
+    pub file: String,
+    /// A unified diff, with the names of the host and the file in its head.
+    pub diff: String,
+}
+
+impl FileDiff {
+    /// The difference between two versions of a file; none if there is none.
+    pub fn new(host: &str, file: &str, old: &str, new: &str) -> Option<Self> {
+        if old == new {
+            return None;
+        }
+        let title = format!("{host}:{file}");
+        let diff = similar::TextDiff::from_lines(old, new).unified_diff().header(&title, &title).to_string();
+        Some(Self { host: host.to_owned(), file: file.to_owned(), diff })
+    }
+}
+
+/// How one host of a balancer stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct SiteReport {
+    /// The host; the balancer itself if it has no hosts.
+    pub host: String,
+    /// What is wrong with it, one clause each.
+    pub problems: Vec<String>,
+    /// What was done about it, one clause each.
+    pub done: Vec<String>,
+}
+
+/// What came of [`Balancer::sync`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct SyncReport {
+    /// Every host.
+    pub hosts: Vec<SiteReport>,
+    /// What would be changed; only of a dry run.
+    pub diffs: Vec<FileDiff>,
 }
 
 /// A load balancer with pools of nodes. Every method may be repeated and may be called from many tasks at once:
@@ -89,5 +180,75 @@ pub trait Balancer: Send + Sync {
     /// cannot tell.
     async fn pool_problem(&self, _pool: &PoolName) -> Result<Option<String>, BalancerError> {
         Ok(None)
+    }
+
+    /// How long nodes of this pool are waited for when nobody says something else.
+    fn grace_period(&self, _pool: &PoolName) -> Duration {
+        GRACE_PERIOD
+    }
+
+    /// What a change would do, without doing it.
+    async fn preview(&self, change: &PoolChange) -> Result<Vec<FileDiff>, BalancerError> {
+        let pool = &change.pool;
+        let old =
+            if self.list_pools().await?.contains(pool) { Some(self.get_nodes(pool).await?) } else { None };
+        let new = change.edit.apply(old.as_deref());
+        let text = |nodes: Option<Vec<Node>>| {
+            let nodes = nodes.map(|nodes| nodes.iter().map(|node| format!("{node}\n")).collect::<String>());
+            nodes.map_or_else(String::new, |nodes| format!("pool {pool}\n{nodes}"))
+        };
+        Ok(FileDiff::new(self.name(), &format!("pool {pool}"), &text(old), &text(new)).into_iter().collect())
+    }
+
+    /// Asks every host whether it can do its work, and whether all have the same. A host with problems is no error.
+    async fn check(&self) -> Result<Vec<SiteReport>, BalancerError> {
+        let mut problems = Vec::new();
+        match self.list_pools().await {
+            Ok(pools) => {
+                for pool in pools {
+                    if let Some(problem) = self.pool_problem(&pool).await? {
+                        problems.push(format!("pool {pool} is not served: {problem}"));
+                    }
+                }
+            }
+            Err(error) => problems.push(vr_common::exit::chain(&error)),
+        }
+        Ok(vec![SiteReport { host: self.name().to_owned(), problems, done: Vec::new() }])
+    }
+
+    /// Makes all hosts serve the same: of each pool what `from` has, or else what most of them have. Repairs what was
+    /// left behind by a change whose maker died. With `dry_run` it says only what it would do.
+    async fn sync(&self, from: Option<&str>, dry_run: bool) -> Result<SyncReport, BalancerError> {
+        let (_, _) = (from, dry_run);
+        Ok(SyncReport { hosts: self.check().await?, diffs: Vec::new() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nodes(ports: &[u16]) -> Vec<Node> {
+        ports.iter().map(|port| format!("h:{port}").parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn edits_keep_the_order_of_what_stays() {
+        let there = nodes(&[2, 1, 3]);
+        let apply = |edit: Edit| edit.apply(Some(&there));
+        assert_eq!(apply(Edit::Add(nodes(&[4, 1, 4]))), Some(nodes(&[2, 1, 3, 4])));
+        assert_eq!(apply(Edit::Delete(nodes(&[1, 9]))), Some(nodes(&[2, 3])));
+        assert_eq!(apply(Edit::Set(nodes(&[4, 3, 2]))), Some(nodes(&[2, 3, 4])));
+        assert_eq!((apply(Edit::DeletePool), apply(Edit::DeletePoolIfEmpty)), (None, Some(there.clone())));
+        assert_eq!(Edit::Delete(nodes(&[1])).apply(None), None);
+        assert_eq!(Edit::Add(Vec::new()).apply(None), Some(Vec::new()));
+        assert_eq!(Edit::DeletePoolIfEmpty.apply(Some(&[])), None);
+    }
+
+    #[test]
+    fn a_diff_names_host_and_file() {
+        assert_eq!(FileDiff::new("h", "f", "a\n", "a\n"), None);
+        let diff = FileDiff::new("h", "/f", "a\nb\n", "a\nc\n").unwrap();
+        assert_eq!(diff.diff, "--- h:/f\n+++ h:/f\n@@ -1,2 +1,2 @@\n a\n-b\n+c\n");
     }
 }

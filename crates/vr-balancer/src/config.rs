@@ -5,14 +5,21 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_yaml::{Mapping, Value};
 use thiserror::Error;
+use vr_common::names::{HostName, Node, PoolName};
 use vr_common::yaml::{self, YamlError, kind};
+use vr_ssh::{SshHost, SshSettings};
 
 use crate::balancer::Balancer;
 use crate::dummy::DummyBalancer;
+use crate::nginx::{self, Nginx};
+use crate::pools_in_files::{FileBalancer, FileBalancerSettings, Program};
 use crate::proxy::client::ProxyBalancer;
+use crate::site::Site;
+use crate::varnish::{self, Varnish};
 
 /// Why settings were refused.
 #[derive(Debug, Error)]
@@ -55,7 +62,7 @@ pub enum ConfigError {
         /// The key.
         key: String,
         /// The keys that there are, beside `BACKEND`.
-        known: &'static [&'static str],
+        known: Vec<&'static str>,
     },
     /// A key that is missing or holds the wrong kind of value.
     #[error("BALANCERS.{balancer}.{key}: expected {expected}, found {found}")]
@@ -69,35 +76,96 @@ pub enum ConfigError {
         /// What is there.
         found: String,
     },
+    /// Keys about SSH that do not fit together, or hold something that they cannot.
+    #[error("BALANCERS.{balancer}: {reason}")]
+    Ssh {
+        /// The balancer.
+        balancer: String,
+        /// What is wrong.
+        reason: String,
+    },
 }
 
 /// Makes a balancer from its name and its checked mapping.
-type Build = fn(&str, &Mapping) -> Result<Arc<dyn Balancer>, ConfigError>;
+type Build = fn(&Settings<'_>) -> Result<Arc<dyn Balancer>, ConfigError>;
 
 /// A backend: its names, its keys, and how to make one.
 struct Backend {
     short_name: &'static str,
     /// The last two parts of the dotted path, after `vr.common.balancer.` or `vr.server.balancer.`.
     dotted_name: &'static str,
-    keys: &'static [&'static str],
+    /// Its keys beside `BACKEND`, in groups.
+    keys: &'static [&'static [&'static str]],
     build: Build,
 }
+
+/// The keys of a login, named as everywhere where Velociraptor uses SSH.
+const LOGIN: &[&str] = &[
+    "user",
+    "password",
+    "key_file",
+    "passphrase",
+    "port",
+    "known_hosts",
+    "host_key_check",
+    "sudo",
+    "sudo_password",
+    "connect_timeout",
+];
+/// The keys of backends whose pools are files on hosts.
+const FILES: &[&str] =
+    &["hosts", "include_dir", "reload_cmd", "test_cmd", "tmpdir", "grace_period", "grace_periods"];
 
 const BACKENDS: &[Backend] = &[
     Backend {
         short_name: "dummy",
         dotted_name: "dummy.DummyBalancer",
         keys: &[],
-        build: |name, _| Ok(Arc::new(DummyBalancer::new(name))),
+        build: |settings| Ok(Arc::new(DummyBalancer::new(settings.balancer))),
     },
     Backend {
         short_name: "proxy",
         dotted_name: "proxy.ProxyBalancer",
-        keys: &["control_socket"],
-        build: |name, config| {
+        keys: &[&["control_socket"]],
+        build: |settings| {
             let socket =
-                required_text(name, config, "control_socket", "the path of the proxy's control socket")?;
-            Ok(Arc::new(ProxyBalancer::new(name, socket)))
+                settings.required_text("control_socket", "the path of the proxy's control socket")?;
+            Ok(Arc::new(ProxyBalancer::new(settings.balancer, socket)))
+        },
+    },
+    Backend {
+        short_name: "nginx",
+        dotted_name: "nginx.NginxBalancer",
+        keys: &[LOGIN, FILES, &["pid_file"]],
+        build: |settings| {
+            let default = Nginx::default();
+            let include_dir = settings.folder("include_dir", nginx::INCLUDE_DIR)?;
+            let program = Nginx {
+                reload_cmd: settings.command("reload_cmd")?.unwrap_or(default.reload_cmd),
+                test_cmd: settings.command("test_cmd")?.unwrap_or(default.test_cmd),
+                pid_file: settings.text("pid_file", "a path")?.map(str::to_owned),
+                include_dir: include_dir.clone(),
+            };
+            settings.pools_in_files(include_dir, Arc::new(program))
+        },
+    },
+    Backend {
+        short_name: "varnish",
+        dotted_name: "varnish.VarnishBalancer",
+        keys: &[LOGIN, FILES, &["main_pool_file", "pool_file_prefix", "vcl_file", "varnishadm_cmd"]],
+        build: |settings| {
+            let default = Varnish::default();
+            let include_dir = settings.folder("include_dir", varnish::INCLUDE_DIR)?;
+            let program = Varnish {
+                varnishadm_cmd: settings.command("varnishadm_cmd")?.unwrap_or(default.varnishadm_cmd),
+                vcl_file: settings.folder("vcl_file", &default.vcl_file)?,
+                reload_cmd: settings.command("reload_cmd")?,
+                test_cmd: settings.command("test_cmd")?,
+                include_dir: include_dir.clone(),
+                main_pool_file: settings.file_name("main_pool_file", &default.main_pool_file)?,
+                pool_file_prefix: settings.file_name("pool_file_prefix", &default.pool_file_prefix)?,
+            };
+            settings.pools_in_files(include_dir, Arc::new(program))
         },
     },
 ];
@@ -121,20 +189,158 @@ fn list(keys: &[&str]) -> String {
     }
 }
 
-fn required_text<'a>(
-    balancer: &str,
-    config: &'a Mapping,
-    key: &'static str,
-    expected: &'static str,
-) -> Result<&'a str, ConfigError> {
-    match config.get(key) {
-        Some(Value::String(text)) if !text.is_empty() => Ok(text),
-        other => Err(ConfigError::BadValue {
-            balancer: balancer.to_owned(),
-            key,
-            expected,
-            found: other.map_or_else(|| "nothing".to_owned(), kind),
-        }),
+/// The keys of one balancer.
+struct Settings<'a> {
+    balancer: &'a str,
+    keys: &'a Mapping,
+}
+
+impl<'a> Settings<'a> {
+    fn bad(&self, key: &'static str, expected: &'static str, found: impl Into<String>) -> ConfigError {
+        ConfigError::BadValue { balancer: self.balancer.to_owned(), key, expected, found: found.into() }
+    }
+
+    /// What a key has; a key without a value is like no key.
+    fn value(&self, key: &'static str) -> Option<&'a Value> {
+        self.keys.get(key).filter(|value| !value.is_null())
+    }
+
+    fn text(&self, key: &'static str, expected: &'static str) -> Result<Option<&'a str>, ConfigError> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::String(text)) if !text.is_empty() => Ok(Some(text)),
+            Some(other) => Err(self.bad(key, expected, kind(other))),
+        }
+    }
+
+    fn required_text(&self, key: &'static str, expected: &'static str) -> Result<&'a str, ConfigError> {
+        self.text(key, expected)?.ok_or_else(|| self.bad(key, expected, "nothing"))
+    }
+
+    fn command(&self, key: &'static str) -> Result<Option<String>, ConfigError> {
+        self.text(key, "a command").map(|text| text.map(str::to_owned))
+    }
+
+    /// A path that does not depend on where we are.
+    fn folder(&self, key: &'static str, default: &str) -> Result<String, ConfigError> {
+        let expected = "a path, beginning with a slash";
+        let folder = self.text(key, expected)?.unwrap_or(default);
+        if !folder.starts_with('/') || folder.trim_matches('/').is_empty() {
+            return Err(self.bad(key, expected, format!("{folder:?}")));
+        }
+        Ok(folder.to_owned())
+    }
+
+    /// A plain file name, for a file in a folder that another key names.
+    fn file_name(&self, key: &'static str, default: &str) -> Result<String, ConfigError> {
+        let expected = "a file name of letters, digits, '_', '.' and '-'";
+        let name = self.text(key, expected)?.unwrap_or(default);
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+        if name.starts_with(['.', '-']) || !name.chars().all(is_plain) {
+            return Err(self.bad(key, expected, format!("{name:?}")));
+        }
+        Ok(name.to_owned())
+    }
+
+    fn seconds(&self, key: &'static str, value: &Value) -> Result<Duration, ConfigError> {
+        let time = value.as_f64().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        time.filter(|time| *time <= Duration::from_secs(7 * 24 * 3600))
+            .ok_or_else(|| self.bad(key, "a number of seconds, at most a week", kind(value)))
+    }
+
+    /// A backend whose pools are files in this folder of its hosts.
+    fn pools_in_files(
+        &self,
+        include_dir: String,
+        program: Arc<dyn Program>,
+    ) -> Result<Arc<dyn Balancer>, ConfigError> {
+        let mut settings = FileBalancerSettings { include_dir, ..FileBalancerSettings::default() };
+        settings.grace_period = match self.value("grace_period") {
+            Some(value) => Some(self.seconds("grace_period", value)?),
+            None => None,
+        };
+        let expected = "a mapping of pools and seconds";
+        match self.value("grace_periods") {
+            None => {}
+            Some(Value::Mapping(pools)) => {
+                for (pool, seconds) in pools {
+                    let name = pool.as_str().and_then(|pool| pool.parse::<PoolName>().ok());
+                    let name = name.ok_or_else(|| self.bad("grace_periods", expected, kind(pool)))?;
+                    settings.grace_periods.insert(name, self.seconds("grace_periods", seconds)?);
+                }
+            }
+            Some(other) => return Err(self.bad("grace_periods", expected, kind(other))),
+        }
+        Ok(Arc::new(FileBalancer::new(self.balancer, settings, self.sites()?, program)))
+    }
+
+    /// The hosts. `localhost` without a user is this machine itself; all others are reached over SSH.
+    fn sites(&self) -> Result<Vec<Site>, ConfigError> {
+        let tmpdir = self.folder("tmpdir", "/tmp")?;
+        let login = self.login()?;
+        let expected = "a list of hosts, each NAME or NAME:PORT";
+        let mut names: Vec<&str> = Vec::new();
+        match self.value("hosts") {
+            None => names.push("localhost"),
+            Some(Value::Sequence(hosts)) if !hosts.is_empty() => {
+                for host in hosts {
+                    let name = host.as_str().ok_or_else(|| self.bad("hosts", expected, kind(host)))?;
+                    if names.contains(&name) {
+                        return Err(self.bad("hosts", expected, format!("{name:?} twice")));
+                    }
+                    names.push(name);
+                }
+            }
+            Some(Value::Sequence(_)) => return Err(self.bad("hosts", expected, "an empty list")),
+            Some(other) => return Err(self.bad("hosts", expected, kind(other))),
+        }
+        let mut sites = Vec::new();
+        for name in names {
+            if name == "localhost" && login.user.is_none() {
+                let sudo = login.sudo.unwrap_or(false);
+                sites.push(Site::local(name, sudo).with_tmpdir(&tmpdir));
+                continue;
+            }
+            let mut login = login.clone();
+            let host = match (name.parse::<HostName>(), name.parse::<Node>()) {
+                (Ok(host), _) => host.to_string(),
+                (_, Ok(Node { host, port })) => {
+                    login.port = Some(port);
+                    host.to_string()
+                }
+                _ => return Err(self.bad("hosts", expected, format!("{name:?}"))),
+            };
+            // Whoever is not root needs it to write where root does; who does not can say so.
+            login.sudo.get_or_insert(true);
+            sites.push(Site::over_ssh(name, SshHost::new(host, login)).with_tmpdir(&tmpdir));
+        }
+        Ok(sites)
+    }
+
+    fn login(&self) -> Result<SshSettings, ConfigError> {
+        let mut login = Mapping::new();
+        for key in LOGIN.iter().copied() {
+            match self.value(key) {
+                None => {}
+                // Not with what is there: that would be in everybody's log.
+                Some(value)
+                    if !value.is_string() && ["password", "passphrase", "sudo_password"].contains(&key) =>
+                {
+                    return Err(self.bad(
+                        key,
+                        "a text; put it in quotes",
+                        "something that is not shown here",
+                    ));
+                }
+                Some(value) => {
+                    login.insert(key.into(), value.clone());
+                }
+            }
+        }
+        serde_yaml::from_value(Value::Mapping(login)).map_err(|error| ConfigError::Ssh {
+            balancer: self.balancer.to_owned(),
+            reason: error.to_string(),
+        })
     }
 }
 
@@ -166,16 +372,13 @@ fn build(name: &str, config: &Value) -> Result<Arc<dyn Balancer>, ConfigError> {
     };
     for key in config.keys() {
         let key = key.as_str().map_or_else(|| kind(key), str::to_owned);
-        if key != "BACKEND" && !backend.keys.contains(&key.as_str()) {
-            return Err(ConfigError::UnknownKey {
-                balancer: name.to_owned(),
-                backend: backend.short_name,
-                key,
-                known: backend.keys,
-            });
+        let known = backend.keys.concat();
+        if key != "BACKEND" && !known.contains(&key.as_str()) {
+            let (balancer, backend) = (name.to_owned(), backend.short_name);
+            return Err(ConfigError::UnknownKey { balancer, backend, key, known });
         }
     }
-    (backend.build)(name, config)
+    (backend.build)(&Settings { balancer: name, keys: config })
 }
 
 /// Reads the `BALANCERS` of a settings file; its other keys are other parts' business.
@@ -219,9 +422,12 @@ mod tests {
     fn what_is_wrong_is_named_with_what_was_expected() {
         assert_eq!(
             error("front: {BACKEND: nginy}"),
-            "BALANCERS.front: unknown BACKEND \"nginy\", expected one of dummy, proxy"
+            "BALANCERS.front: unknown BACKEND \"nginy\", expected one of dummy, proxy, nginx, varnish"
         );
-        assert_eq!(error("front: {}"), "BALANCERS.front: expected BACKEND to be one of dummy, proxy");
+        assert_eq!(
+            error("front: {}"),
+            "BALANCERS.front: expected BACKEND to be one of dummy, proxy, nginx, varnish"
+        );
         assert_eq!(
             error("front: {BACKEND: proxy, control_sock: /x}"),
             "BALANCERS.front: unknown key \"control_sock\", the proxy backend knows BACKEND, control_socket"
@@ -237,6 +443,40 @@ mod tests {
         assert_eq!(error("front: [a]"), "BALANCERS.front: expected a mapping (key: value), found a list");
         assert!(
             error("front: {BACKEND: vr.common.balancer.dummy.ProxyBalancer}").contains("unknown BACKEND")
+        );
+    }
+
+    #[test]
+    fn the_manuals_nginx_block_is_taken_as_it_is() {
+        let balancers = load(
+            "my_nginx_balancer:\n  BACKEND: vr.common.balancer.nginx.NginxBalancer\n  user: some_user_with_sudo\n  \
+             password: some_password\n  include_dir: /etc/nginx/sites-enabled/\n  reload_cmd: /etc/init.d/nginx reload\n  \
+             tmpdir: /tmp\n  hosts:\n    - frontend1.mydomain.com\n    - frontend2.mydomain.com\n",
+        );
+        assert_eq!(balancers.unwrap().keys().collect::<Vec<_>>(), ["my_nginx_balancer"]);
+        let short = load("a: {BACKEND: nginx, grace_period: 5, grace_periods: {slow: 120}}").unwrap();
+        let period = |pool: &str| short["a"].grace_period(&pool.parse().unwrap()).as_secs();
+        assert_eq!((period("slow"), period("other")), (120, 5));
+    }
+
+    #[test]
+    fn what_is_wrong_with_hosts_and_logins_is_told_without_secrets() {
+        let nginx = |more: &str| error(&format!("a: {{BACKEND: nginx, {more}}}"));
+        assert_eq!(
+            nginx("hosts: []"),
+            "BALANCERS.a.hosts: expected a list of hosts, each NAME or NAME:PORT, found an empty list"
+        );
+        assert!(nginx("hosts: [\"a b\"]").ends_with("found \"a b\""));
+        assert!(nginx("hosts: [a, a]").ends_with("found \"a\" twice"));
+        assert!(nginx("hosts: web1").contains("expected a list of hosts"));
+        assert!(nginx("include_dir: etc").contains("beginning with a slash, found \"etc\""));
+        assert!(nginx("grace_period: soon").contains("a number of seconds"));
+        assert!(nginx("grace_periods: {a/b: 1}").contains("a mapping of pools and seconds"));
+        assert!(nginx("host_key_check: maybe").starts_with("BALANCERS.a: "));
+        let leaked = nginx("user: me, password: 4711");
+        assert!(
+            leaked.starts_with("BALANCERS.a.password: expected a text") && !leaked.contains("4711"),
+            "{leaked}"
         );
     }
 

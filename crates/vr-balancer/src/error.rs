@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::Serialize;
 use thiserror::Error;
 use vr_common::names::PoolName;
 
@@ -69,6 +70,38 @@ pub enum BalancerError {
         /// What is wrong with it.
         reason: String,
     },
+    /// No host did what was asked for; none was changed.
+    #[error("{subject}: {}", list(failed))]
+    Failed {
+        /// What was asked about.
+        subject: Subject,
+        /// Every host, and why.
+        failed: Vec<HostFailure>,
+    },
+    /// Some hosts have the change and others do not.
+    #[error("{subject}, is out of step: done on {}; failed on {}", done.join(", "), list(failed))]
+    OutOfStep {
+        /// What was asked about.
+        subject: Subject,
+        /// The hosts that have the change.
+        done: Vec<String>,
+        /// Those that have not, and why.
+        failed: Vec<HostFailure>,
+    },
+}
+
+/// A host that did not do what it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HostFailure {
+    /// The host.
+    pub host: String,
+    /// Why, one sentence.
+    pub reason: String,
+}
+
+fn list(failures: &[HostFailure]) -> String {
+    let each = failures.iter().map(|HostFailure { host, reason }| format!("{host}: {reason}"));
+    each.collect::<Vec<_>>().join("; ")
 }
 
 impl BalancerError {
@@ -78,7 +111,9 @@ impl BalancerError {
             Self::Unreachable { subject, .. }
             | Self::TimedOut { subject, .. }
             | Self::Refused { subject, .. }
-            | Self::BadAnswer { subject, .. } => subject,
+            | Self::BadAnswer { subject, .. }
+            | Self::Failed { subject, .. }
+            | Self::OutOfStep { subject, .. } => subject,
         }
     }
 

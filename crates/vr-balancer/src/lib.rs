@@ -12,7 +12,11 @@ pub mod cli;
 pub mod config;
 pub mod dummy;
 pub mod error;
+pub mod nginx;
+pub mod pools_in_files;
 pub mod proxy;
+pub mod site;
+pub mod varnish;
 
 pub use balancer::{Balancer, DrainReport};
 pub use config::{ConfigError, from_config, load_config};

@@ -23,11 +23,13 @@ use tokio_util::sync::CancellationToken;
 use vr_common::exit::chain;
 use vr_common::names::PoolName;
 
-use super::registry::{Change, ChangeError, Registry};
+use super::changes::{Change, ChangeError};
+use super::options::HostPattern;
+use super::registry::Registry;
 use super::serve::ServeError;
 use super::wire::{
     DeleteBody, DeletePoolAnswer, DrainAnswer, DrainBody, ErrorBody, MAX_BODY_BYTES, NodesBody, PoolList,
-    SetAnswer,
+    RouteBody, RouteList, SetAnswer,
 };
 
 /// How long a caller may take to send its request.
@@ -47,10 +49,8 @@ fn bad(reason: impl Into<String>) -> Refusal {
 
 impl From<ChangeError> for Refusal {
     fn from(error: ChangeError) -> Self {
-        let status = match &error {
-            ChangeError::TooManyNodes { .. } => StatusCode::BAD_REQUEST,
-            _ => StatusCode::SERVICE_UNAVAILABLE,
-        };
+        let status =
+            if error.is_bad_input() { StatusCode::BAD_REQUEST } else { StatusCode::SERVICE_UNAVAILABLE };
         Self { status, reason: chain(&error) }
     }
 }
@@ -202,6 +202,17 @@ async fn dispatch(registry: &Arc<Registry>, request: Request<Incoming>) -> Resul
             let reports = registry.wait_drained(&pool, &nodes, Duration::from_millis(grace_ms)).await;
             to_json(&DrainAnswer { reports })
         }
+        (&Method::GET, ["routes"]) => to_json(&RouteList { routes: registry.list_routes().await }),
+        (&Method::PUT, ["routes", host]) => {
+            let host = host_pattern(host)?;
+            let RouteBody { pool } = read_json(body).await?;
+            registry.change_route(host, Some(pool)).await?;
+            to_json(&RouteList { routes: registry.list_routes().await })
+        }
+        (&Method::DELETE, ["routes", host]) => {
+            registry.change_route(host_pattern(host)?, None).await?;
+            to_json(&RouteList { routes: registry.list_routes().await })
+        }
         _ => Err(unknown(&head.method, path)),
     }
 }
@@ -212,4 +223,8 @@ fn unknown(method: &Method, path: &str) -> Refusal {
 
 fn pool_name(text: &str) -> Result<PoolName, Refusal> {
     text.parse().map_err(|error: vr_common::names::NameError| bad(error.to_string()))
+}
+
+fn host_pattern(text: &str) -> Result<HostPattern, Refusal> {
+    text.parse().map_err(|error: String| bad(error))
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE,
+    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE,
     TRANSFER_ENCODING, UPGRADE,
 };
 
@@ -81,6 +81,7 @@ fn drop_claims(headers: &mut HeaderMap) {
 pub(super) fn prepare_request(
     headers: &mut HeaderMap,
     client: IpAddr,
+    scheme: &'static str,
     believed: bool,
     upgrade: Option<&HeaderValue>,
 ) {
@@ -109,15 +110,33 @@ pub(super) fn prepare_request(
         headers.insert(X_FORWARDED_HOST, host);
     }
     if !headers.contains_key(X_FORWARDED_PROTO) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     }
     // Only where a proxy in front began it: a second story beside X-Forwarded-For would be one too many.
     if headers.contains_key(FORWARDED) {
         let element = match client {
-            IpAddr::V4(ip) => format!("for={ip};proto=http"),
-            IpAddr::V6(ip) => format!("for=\"[{ip}]\";proto=http"),
+            IpAddr::V4(ip) => format!("for={ip};proto={scheme}"),
+            IpAddr::V6(ip) => format!("for=\"[{ip}]\";proto={scheme}"),
         };
         append(headers, FORWARDED, &element);
+    }
+}
+
+/// Joins what HTTP/2 may take apart and HTTP/1.1 may not (RFC 9113, 8.2.3).
+pub(super) fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+/// Makes a head that is ready for HTTP/1.1 ready for HTTP/2, which knows nothing of connections and says where a body
+/// ends in its own way.
+pub(super) fn prepare_for_http2(headers: &mut HeaderMap) {
+    for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE, HOST] {
+        headers.remove(name);
     }
 }
 
@@ -182,7 +201,7 @@ mod tests {
             ("trailer", "x-sum"),
             ("accept", "*/*"),
         ]);
-        prepare_request(&mut headers, CLIENT, false, None);
+        prepare_request(&mut headers, CLIENT, "http", false, None);
         assert_eq!(
             sorted(&headers),
             [
@@ -206,7 +225,7 @@ mod tests {
             ("connection", "host, content-length, x-forwarded-for, x-forwarded-proto"),
             ("x-forwarded-for", "10.0.0.1"),
         ]);
-        prepare_request(&mut headers, CLIENT, false, None);
+        prepare_request(&mut headers, CLIENT, "http", false, None);
         assert_eq!(headers[HOST], "example.com");
         assert_eq!(headers[CONTENT_LENGTH], "5");
         assert_eq!(headers[X_FORWARDED_FOR], "192.0.2.7");
@@ -230,7 +249,7 @@ mod tests {
             ("forwarded", "for=10.0.0.1;proto=https"),
             ("host", "inside.example"),
         ]);
-        prepare_request(&mut headers, "::ffff:192.0.2.7".parse().unwrap(), true, None);
+        prepare_request(&mut headers, "::ffff:192.0.2.7".parse().unwrap(), "http", true, None);
         assert_eq!(headers[X_FORWARDED_FOR], "10.0.0.1, 10.0.0.2, 10.0.0.3, 192.0.2.7");
         assert_eq!(headers.get_all(X_FORWARDED_FOR).iter().count(), 1);
         assert_eq!(headers[X_FORWARDED_PROTO], "https");
@@ -250,7 +269,7 @@ mod tests {
             ("x_forwarded_for", "10.0.0.1"),
             ("host", "inside.example"),
         ]);
-        prepare_request(&mut headers, CLIENT, false, None);
+        prepare_request(&mut headers, CLIENT, "http", false, None);
         assert_eq!(
             sorted(&headers),
             [
@@ -265,7 +284,7 @@ mod tests {
     #[test]
     fn names_with_an_underscore_are_dropped_whoever_sends_them() {
         let mut headers = map(&[("x_forwarded_for", "10.0.0.1"), ("content_length", "5"), ("x-ok", "1")]);
-        prepare_request(&mut headers, CLIENT, true, None);
+        prepare_request(&mut headers, CLIENT, "http", true, None);
         assert_eq!(
             sorted(&headers),
             [("x-forwarded-for", "192.0.2.7"), ("x-forwarded-proto", "http"), ("x-ok", "1")]
@@ -277,7 +296,7 @@ mod tests {
         let mut headers = map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
         let protocol = upgrade_protocol(&headers).unwrap();
         assert_eq!(protocol, "websocket");
-        prepare_request(&mut headers, CLIENT, false, Some(&protocol));
+        prepare_request(&mut headers, CLIENT, "http", false, Some(&protocol));
         assert_eq!((&headers[CONNECTION], &headers[UPGRADE]), (&"upgrade".parse().unwrap(), &protocol));
         assert!(upgrade_protocol(&map(&[("upgrade", "websocket")])).is_none());
         let h2c =

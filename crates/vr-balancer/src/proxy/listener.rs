@@ -1,28 +1,47 @@
-//! A pool's address: takes clients' connections and hands each of their requests to `forward`.
+//! An address: takes clients' connections and hands each of them to `connection`.
 
-use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use ipnet::IpNet;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
-use tokio::time::Sleep;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::forward::{DataPlane, forward};
+use super::connection::connection;
+use super::forward::DataPlane;
 use super::pool::Pool;
-use super::warnings::Warning;
 
 /// The pause after an `accept` that failed, most likely because no more files may be open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Who gets the requests of a listener.
+pub(super) enum Target {
+    Pool(Arc<Pool>),
+    /// The pool that the routes lead to from the request's host.
+    Routes,
+}
+
+/// What connections to one address have in common.
+pub(super) struct Front {
+    pub(super) target: Target,
+    pub(super) tls: Option<TlsAcceptor>,
+    /// Whose connections begin with a header of the PROXY protocol.
+    pub(super) introduced_by: Vec<IpNet>,
+    /// The port of https that clients are sent to.
+    pub(super) redirect_to_https: Option<u16>,
+}
+
+impl Front {
+    /// A pool's own address.
+    pub(super) fn of(pool: Arc<Pool>) -> Self {
+        Self { target: Target::Pool(pool), tls: None, introduced_by: Vec::new(), redirect_to_https: None }
+    }
+}
 
 /// A listening address and the task that serves it.
 pub(super) struct Listener {
@@ -32,9 +51,9 @@ pub(super) struct Listener {
 
 impl Listener {
     /// Serves the connections of a socket that listens already.
-    pub(super) fn start(socket: TcpListener, pool: Arc<Pool>, plane: Arc<DataPlane>) -> Self {
+    pub(super) fn start(socket: TcpListener, front: Front, plane: Arc<DataPlane>) -> Self {
         let stop = CancellationToken::new();
-        let accepting = tokio::spawn(accept(socket, pool, plane, stop.clone()));
+        let accepting = tokio::spawn(accept(socket, Arc::new(front), plane, stop.clone()));
         Self { stop, accepting }
     }
 
@@ -47,13 +66,18 @@ impl Listener {
     }
 }
 
-async fn accept(socket: TcpListener, pool: Arc<Pool>, plane: Arc<DataPlane>, stop: CancellationToken) {
+async fn accept(socket: TcpListener, front: Arc<Front>, plane: Arc<DataPlane>, stop: CancellationToken) {
+    let next = async || {
+        let permit = plane.admission.wait().await;
+        (socket.accept().await, permit)
+    };
     loop {
         tokio::select! {
-            accepted = socket.accept() => match accepted {
-                Ok((stream, peer)) => serve(stream, peer, &pool, &plane, Some(&stop)),
+            (accepted, permit) = next() => match accepted {
+                Ok((stream, peer)) => serve(stream, peer, &front, &plane, Some(&stop), permit),
                 Err(error) => {
-                    pool.warnings.warn(Warning::CannotAccept, None, Some(&error));
+                    plane.admission.cannot_accept.make(None, Some(&error));
+                    drop(permit);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
@@ -62,7 +86,7 @@ async fn accept(socket: TcpListener, pool: Arc<Pool>, plane: Arc<DataPlane>, sto
     }
     // The kernel has already said yes to those that wait here.
     while let Some(Ok((stream, peer))) = socket.accept().now_or_never() {
-        serve(stream, peer, &pool, &plane, None);
+        serve(stream, peer, &front, &plane, None, None);
     }
 }
 
@@ -70,112 +94,15 @@ async fn accept(socket: TcpListener, pool: Arc<Pool>, plane: Arc<DataPlane>, sto
 fn serve(
     stream: TcpStream,
     peer: SocketAddr,
-    pool: &Arc<Pool>,
+    front: &Arc<Front>,
     plane: &Arc<DataPlane>,
     stop: Option<&CancellationToken>,
+    permit: Option<OwnedSemaphorePermit>,
 ) {
-    let task = connection(stream, peer.ip(), Arc::clone(pool), Arc::clone(plane), stop.cloned());
-    plane.tasks.spawn(task);
-}
-
-async fn connection(
-    stream: TcpStream,
-    client: IpAddr,
-    pool: Arc<Pool>,
-    plane: Arc<DataPlane>,
-    stop: Option<CancellationToken>,
-) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%client, %error, "a client was gone at once");
-        return;
-    }
-    let service = service_fn(|request| {
-        let (pool, plane) = (Arc::clone(&pool), Arc::clone(&plane));
-        async move { Ok::<_, std::convert::Infallible>(forward(&plane, &pool, client, request).await) }
+    let place = plane.admission.enter(permit);
+    let task = connection(stream, peer, Arc::clone(front), Arc::clone(plane), stop.cloned());
+    plane.tasks.spawn(async move {
+        task.await;
+        drop(place);
     });
-    let io = TokioIo::new(ClientStream { stream, patience: plane.limits.body_idle, waiting: None });
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(plane.limits.head)
-        .max_buf_size(plane.limits.head_bytes)
-        .max_header_size(plane.limits.head_bytes)
-        .max_headers(plane.limits.head_lines)
-        .keep_alive(stop.is_some())
-        .serve_connection(io, service)
-        .with_upgrades();
-    let mut served = std::pin::pin!(served);
-    let stop = stop.unwrap_or_default();
-    let ended = tokio::select! {
-        ended = served.as_mut() => ended,
-        () = stop.cancelled() => {
-            served.as_mut().graceful_shutdown();
-            served.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%client, %error, "a client's connection ended early");
-    }
-}
-
-/// A client's socket that fails when the client takes nothing for too long; otherwise one that stopped reading
-/// would hold its node for ever.
-struct ClientStream {
-    stream: TcpStream,
-    patience: Duration,
-    waiting: Option<Pin<Box<Sleep>>>,
-}
-
-impl ClientStream {
-    fn watch<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if polled.is_ready() {
-            self.waiting = None;
-            return polled;
-        }
-        let patience = self.patience;
-        let sleep = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
-        match sleep.as_mut().poll(cx) {
-            Poll::Ready(()) => {
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")))
-            }
-            Poll::Pending => Poll::Pending,
-        }
-    }
-}
-
-impl AsyncRead for ClientStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for ClientStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.watch(cx, polled)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.watch(cx, polled)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
 }

@@ -1,7 +1,9 @@
 //! The pools that there are, and every change to them: one after the other, on disk before it is in effect,
 //! in effect before it is acknowledged.
 
-use std::collections::BTreeMap;
+mod routing;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -9,105 +11,36 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio_rustls::TlsAcceptor;
 use vr_common::exit::chain;
 use vr_common::names::{Node, PoolName};
 
+use super::changes::{Change, ChangeError, Changed, check_size, desired};
+use super::configuration::Configuration;
 use super::forward::DataPlane;
-use super::listener::Listener;
+use super::health;
+use super::listener::{Front, Listener, Target};
+use super::options::{HostPattern, ListenerOptions, PoolOptions};
 use super::pool::Pool;
-use super::state::{PoolState, StateError, StateFile};
+use super::state::{PoolState, RoutesFile, StateFile};
 use super::upstream::Upstream;
 use super::wire::{DrainingStats, PoolStats, PoolView, Stats};
 use crate::balancer::DrainReport;
-
-/// The most nodes that a pool can have.
-const MAX_NODES: usize = 10_000;
-
-/// Why a pool was not changed, or does not listen.
-#[derive(Debug, Error)]
-pub enum ChangeError {
-    /// Somebody else listens at the address that the pool has.
-    #[error("pool {pool}: {address} is in use by another program")]
-    AddressInUse {
-        /// The pool.
-        pool: PoolName,
-        /// Its address.
-        address: SocketAddr,
-    },
-    /// The pool's address cannot be listened at.
-    #[error("pool {pool}: cannot listen at {address}")]
-    Listen {
-        /// The pool.
-        pool: PoolName,
-        /// Its address.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// Every port of the range belongs to another pool or program.
-    #[error("pool {pool}: no port from {} to {} is free on {host}", ports.start(), ports.end())]
-    NoFreePort {
-        /// The pool.
-        pool: PoolName,
-        /// The address that pools listen on.
-        host: IpAddr,
-        /// The range.
-        ports: RangeInclusive<u16>,
-    },
-    /// The pool would become too large.
-    #[error("pool {pool}: {count} nodes are too many, the most is {MAX_NODES}")]
-    TooManyNodes {
-        /// The pool.
-        pool: PoolName,
-        /// How many there would be.
-        count: usize,
-    },
-    /// Two pools with one address.
-    #[error("pools {first} and {second} have the same address {address}")]
-    SharedAddress {
-        /// One pool.
-        first: PoolName,
-        /// The other.
-        second: PoolName,
-        /// Their address.
-        address: SocketAddr,
-    },
-    /// The change could not be written down, so it was not made.
-    #[error("pool {pool}: the change was not made")]
-    State {
-        /// The pool.
-        pool: PoolName,
-        /// Why.
-        source: StateError,
-    },
-}
-
-/// A change to one pool.
-#[derive(Debug)]
-pub(super) enum Change {
-    Add(Vec<Node>),
-    Delete { nodes: Vec<Node>, close_after: Option<Duration> },
-    Set(Vec<Node>),
-    DeletePool { only_if_empty: bool },
-}
-
-/// A pool after a change.
-pub(super) struct Changed {
-    pub(super) view: PoolView,
-    pub(super) exists: bool,
-    pub(super) removed: Vec<Node>,
-}
 
 /// What does not change while the process runs.
 pub(super) struct Settings {
     pub(super) state_dir: PathBuf,
     pub(super) listen_host: IpAddr,
-    pub(super) ports: RangeInclusive<u16>,
+    /// For pools without an address of their own; none if they shall have none, and be reached by routes only.
+    pub(super) ports: Option<RangeInclusive<u16>>,
     /// Pools whose address the operator has chosen. They listen even when they do not exist, and answer 503 then.
     pub(super) fixed: BTreeMap<PoolName, SocketAddr>,
+    /// Addresses beside the pools' own ones.
+    pub(super) listeners: Vec<ListenerOptions>,
+    /// For those with TLS.
+    pub(super) tls: Option<TlsAcceptor>,
 }
 
 pub(super) struct Registry {
@@ -118,18 +51,27 @@ pub(super) struct Registry {
 
 #[derive(Default)]
 struct Inner {
-    /// Pools that listen, or wait for their address.
+    /// Pools that exist, and those that something leads to although they do not.
     live: BTreeMap<PoolName, LivePool>,
     /// Nodes that left a pool with something still open, until it has ended.
     draining: BTreeMap<(PoolName, Node), Vec<Arc<Upstream>>>,
+    /// What the operator says about pools.
+    options: BTreeMap<PoolName, PoolOptions>,
+    /// The routes of the configuration. They outrank the others.
+    configured_routes: BTreeMap<HostPattern, PoolName>,
+    /// The routes that were made through the control socket.
+    routes: BTreeMap<HostPattern, PoolName>,
+    /// The listeners beside the pools' own ones.
+    listeners: Vec<Listener>,
 }
 
 struct LivePool {
     pool: Arc<Pool>,
-    address: SocketAddr,
+    /// None if it has no address of its own.
+    address: Option<SocketAddr>,
     /// None as long as somebody else has the address.
     listener: Option<Listener>,
-    /// False for a fixed address without a pool.
+    /// False for a pool that something leads to and that is not there.
     exists: bool,
 }
 
@@ -143,9 +85,9 @@ impl LivePool {
     fn view(&self) -> PoolView {
         PoolView {
             pool: self.pool.name.clone(),
-            address: self.exists.then(|| self.address.to_string()),
+            address: self.address.filter(|_| self.exists).map(|address| address.to_string()),
             nodes: self.pool.nodes(),
-            listening: self.exists && self.listener.is_some(),
+            listening: self.exists && self.listener.is_some() == self.address.is_some(),
         }
     }
 }
@@ -174,67 +116,110 @@ async fn bind(pool: &PoolName, address: SocketAddr) -> Result<TcpListener, Chang
 }
 
 impl Registry {
-    /// Listens for every pool of the state file and for every fixed address, and writes down which of the addresses
-    /// in the state file are others now.
+    /// Listens for every pool of the state file, for every fixed address and for every listener, and writes down which
+    /// of the addresses in the state file are others now.
     ///
     /// A fixed address that cannot be had is an error. A remembered one is not, as all other pools would be down with
     /// it: its pool waits, see [`Self::listen_where_possible`].
     pub(super) async fn start(
         settings: Settings,
         plane: Arc<DataPlane>,
+        configuration: &Configuration,
         state: StateFile,
+        routes: RoutesFile,
     ) -> Result<Self, ChangeError> {
-        let mut wanted: BTreeMap<PoolName, (SocketAddr, Option<Vec<Node>>)> =
-            settings.fixed.iter().map(|(name, address)| (name.clone(), (*address, None))).collect();
+        let mut wanted: BTreeMap<PoolName, (Option<SocketAddr>, Option<Vec<Node>>)> =
+            settings.fixed.iter().map(|(name, address)| (name.clone(), (Some(*address), None))).collect();
         for (name, PoolState { address, nodes }) in &state.pools {
             wanted.entry(name.clone()).or_insert((*address, None)).1 = Some(nodes.clone());
         }
         let mut taken: BTreeMap<SocketAddr, PoolName> = BTreeMap::new();
         for (name, (address, _)) in &wanted {
+            let Some(address) = address else {
+                continue;
+            };
             if let Some(first) = taken.insert(*address, name.clone()) {
                 return Err(ChangeError::SharedAddress { first, second: name.clone(), address: *address });
             }
         }
-        let mut inner = Inner::default();
-        // The fixed ones first, so that none of them loses its address to a remembered one.
-        let (fixed, remembered): (Vec<_>, Vec<_>) =
-            wanted.into_iter().partition(|(name, _)| settings.fixed.contains_key(name));
-        for (name, (address, nodes)) in fixed.into_iter().chain(remembered) {
-            let pool = Arc::new(Pool::new(name.clone()));
-            pool.replace_nodes(nodes.as_deref().unwrap_or_default());
-            let listener = match bind(&name, address).await {
-                Ok(socket) => {
-                    tracing::info!(pool = %name, %address, nodes = pool.nodes().len(), "listening");
-                    Some(Listener::start(socket, Arc::clone(&pool), Arc::clone(&plane)))
-                }
-                Err(error) if settings.fixed.contains_key(&name) => return Err(error),
-                Err(error) => {
-                    let error = chain(&error);
-                    tracing::error!(pool = %name, %address, error, "the pool is not served until its address is free");
-                    None
-                }
-            };
-            inner.live.insert(name, LivePool { pool, address, listener, exists: nodes.is_some() });
-        }
-        let pools = inner.state();
-        let moved = pools.iter().find(|(name, pool)| state.pools.get(*name) != Some(*pool));
-        let moved = moved.map(|(name, _)| name.clone());
-        let registry = Self { settings, plane, inner: Arc::new(Mutex::new(inner)) };
-        if let Some(name) = moved {
-            registry.save(&name, pools).await?;
+        let fixed = settings.fixed.clone();
+        let registry = Self { settings, plane, inner: Arc::default() };
+        {
+            let mut inner = registry.inner.lock().await;
+            inner.options = configuration.pools.clone();
+            inner.configured_routes = configuration.routes.clone();
+            inner.routes = routes.routes;
+            // The fixed ones first, so that none of them loses its address to a remembered one.
+            let sockets = registry.bind_listeners(&taken).await?;
+            let (fixed, remembered): (Vec<_>, Vec<_>) =
+                wanted.into_iter().partition(|(name, _)| fixed.contains_key(name));
+            for (name, (address, nodes)) in fixed.into_iter().chain(remembered) {
+                let pool = registry.new_pool(&inner, &name);
+                pool.replace_nodes(nodes.as_deref().unwrap_or_default());
+                let listener = registry.first_listener(&pool, address).await?;
+                inner.live.insert(name, LivePool { pool, address, listener, exists: nodes.is_some() });
+            }
+            registry.reroute(&mut inner).await;
+            for (options, socket) in sockets {
+                let front = registry.front(&inner, options);
+                inner.listeners.push(Listener::start(socket, front, Arc::clone(&registry.plane)));
+            }
+            let pools = inner.state();
+            let moved = pools.iter().find(|(name, pool)| state.pools.get(*name) != Some(*pool));
+            if let Some(name) = moved.map(|(name, _)| name.clone()) {
+                registry.save(&name, pools).await?;
+            }
         }
         Ok(registry)
+    }
+
+    /// Listens at a pool's address; none if it has none, or if it is a remembered one that somebody else has.
+    async fn first_listener(
+        &self,
+        pool: &Arc<Pool>,
+        address: Option<SocketAddr>,
+    ) -> Result<Option<Listener>, ChangeError> {
+        let name = &pool.name;
+        let Some(address) = address else {
+            return Ok(None);
+        };
+        match bind(name, address).await {
+            Ok(socket) => {
+                tracing::info!(pool = %name, %address, nodes = pool.nodes().len(), "listening");
+                Ok(Some(self.listen(socket, pool)))
+            }
+            Err(error) if self.settings.fixed.contains_key(name) => Err(error),
+            Err(error) => {
+                let error = chain(&error);
+                tracing::error!(pool = %name, %address, error, "the pool is not served until its address is free");
+                Ok(None)
+            }
+        }
+    }
+
+    fn listen(&self, socket: TcpListener, pool: &Arc<Pool>) -> Listener {
+        Listener::start(socket, Front::of(Arc::clone(pool)), Arc::clone(&self.plane))
+    }
+
+    /// A pool without nodes, as the operator wants it to be.
+    fn new_pool(&self, inner: &Inner, name: &PoolName) -> Arc<Pool> {
+        let options = inner.options.get(name).cloned().unwrap_or_default();
+        let pool = Arc::new(Pool::new(name.clone(), options));
+        health::watch(&pool, &self.plane.limits);
+        pool
     }
 
     /// Gives the pools that wait for their address another chance. To be called every now and then.
     pub(super) async fn listen_where_possible(&self) {
         let mut inner = self.inner.lock().await;
         for (name, live) in inner.live.iter_mut().filter(|(_, live)| live.listener.is_none()) {
-            match bind(name, live.address).await {
+            let Some(address) = live.address else {
+                continue;
+            };
+            match bind(name, address).await {
                 Ok(socket) => {
-                    tracing::info!(pool = %name, address = %live.address, "listening at last");
-                    live.listener =
-                        Some(Listener::start(socket, Arc::clone(&live.pool), Arc::clone(&self.plane)));
+                    tracing::info!(pool = %name, %address, "listening at last");
+                    live.listener = Some(self.listen(socket, &live.pool));
                 }
                 Err(error) => tracing::debug!(error = chain(&error), "still not listening"),
             }
@@ -266,9 +251,7 @@ impl Registry {
         if next == current {
             return Ok(Changed { view: inner.view(&name), exists: next.is_some(), removed: Vec::new() });
         }
-        if let Some(count) = next.as_ref().map(Vec::len).filter(|count| *count > MAX_NODES) {
-            return Err(ChangeError::TooManyNodes { pool: name, count });
-        }
+        check_size(&name, next.as_deref())?;
 
         let mut new_socket = None;
         let mut state = inner.state();
@@ -277,12 +260,12 @@ impl Registry {
                 state.remove(&name);
             }
             Some(nodes) => {
-                let address = match inner.live.get(&name) {
+                let address = match inner.live.get(&name).filter(|live| live.exists || live.address.is_some())
+                {
                     Some(live) => live.address,
                     None => {
-                        let (socket, address) = self.find_address(&inner, &name).await?;
-                        new_socket = Some(socket);
-                        address
+                        new_socket = self.find_address(&inner, &name).await?;
+                        new_socket.as_ref().map(|(_, address)| *address)
                     }
                 };
                 state.insert(name.clone(), PoolState { address, nodes: nodes.clone() });
@@ -290,34 +273,29 @@ impl Registry {
         }
         self.save(&name, state).await?;
 
-        if let Some((socket, nodes)) = new_socket.zip(next.as_ref()) {
-            let address = socket.local_addr().map_err(|source| ChangeError::Listen {
-                pool: name.clone(),
-                address: SocketAddr::new(self.settings.listen_host, 0),
-                source,
-            })?;
-            let pool = Arc::new(Pool::new(name.clone()));
-            pool.replace_nodes(nodes);
-            let listener = Listener::start(socket, Arc::clone(&pool), Arc::clone(&self.plane));
-            tracing::info!(pool = %name, %address, "a pool was made");
-            inner
-                .live
-                .insert(name.clone(), LivePool { pool, address, listener: Some(listener), exists: true });
-            return Ok(Changed { view: inner.view(&name), exists: true, removed: Vec::new() });
+        if next.is_some() && !inner.live.contains_key(&name) {
+            let pool = self.new_pool(&inner, &name);
+            let live = LivePool { pool, address: None, listener: None, exists: false };
+            inner.live.insert(name.clone(), live);
         }
         let removed = match inner.live.get_mut(&name) {
             Some(live) => {
+                let removed = live.pool.replace_nodes(next.as_deref().unwrap_or_default());
+                if let Some((socket, address)) = new_socket {
+                    live.listener = Some(self.listen(socket, &live.pool));
+                    live.address = Some(address);
+                }
+                if current.is_none() {
+                    let address = live.address.map(tracing::field::display);
+                    tracing::info!(pool = %name, address, "a pool was made");
+                }
                 live.exists = next.is_some();
-                live.pool.replace_nodes(next.as_deref().unwrap_or_default())
+                removed
             }
             None => Vec::new(),
         };
-        if next.is_none()
-            && !self.settings.fixed.contains_key(&name)
-            && let Some(mut live) = inner.live.remove(&name)
-        {
-            live.stop().await;
-            tracing::info!(pool = %name, address = %live.address, "a pool was deleted");
+        if next.is_none() {
+            self.let_go(&mut inner, &name).await;
         }
         let removed_nodes: Vec<Node> = removed.iter().map(|upstream| upstream.node.clone()).collect();
         tracing::info!(pool = %name, nodes = next.as_ref().map_or(0, Vec::len), removed = removed.len(), "a pool was changed");
@@ -329,20 +307,40 @@ impl Registry {
         Ok(Changed { view: inner.view(&name), exists: next.is_some(), removed: removed_nodes })
     }
 
-    /// The first free port of the range, already listened at.
+    /// Gives the address of a pool that is not there any more back, and forgets the pool if nothing leads to it.
+    async fn let_go(&self, inner: &mut Inner, name: &PoolName) {
+        let is_named = self.named(inner).contains(name);
+        let Some(live) = inner.live.get_mut(name).filter(|live| !live.exists) else {
+            return;
+        };
+        if !self.settings.fixed.contains_key(name) {
+            live.stop().await;
+            let address = live.address.take().map(tracing::field::display);
+            tracing::info!(pool = %name, address, "a pool was deleted");
+            if !is_named {
+                inner.live.remove(name);
+            }
+        }
+    }
+
+    /// The first free port of the range, already listened at; none if pools have no addresses of their own.
     async fn find_address(
         &self,
         inner: &Inner,
         name: &PoolName,
-    ) -> Result<(TcpListener, SocketAddr), ChangeError> {
-        for port in self.settings.ports.clone() {
+    ) -> Result<Option<(TcpListener, SocketAddr)>, ChangeError> {
+        let Some(ports) = &self.settings.ports else {
+            return Ok(None);
+        };
+        let listeners = self.settings.listeners.iter().map(|listener| listener.address);
+        let fixed = self.settings.fixed.values().copied();
+        let live = inner.live.values().filter_map(|live| live.address);
+        let reserved: BTreeSet<u16> =
+            listeners.chain(fixed).chain(live).map(|address| address.port()).collect();
+        for port in ports.clone().filter(|port| !reserved.contains(port)) {
             let address = SocketAddr::new(self.settings.listen_host, port);
-            let reserved = self.settings.fixed.values().chain(inner.live.values().map(|live| &live.address));
-            if reserved.into_iter().any(|other| other.port() == port) {
-                continue;
-            }
             match bind(name, address).await {
-                Ok(socket) => return Ok((socket, address)),
+                Ok(socket) => return Ok(Some((socket, address))),
                 Err(ChangeError::AddressInUse { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -350,7 +348,7 @@ impl Registry {
         Err(ChangeError::NoFreePort {
             pool: name.clone(),
             host: self.settings.listen_host,
-            ports: self.settings.ports.clone(),
+            ports: ports.clone(),
         })
     }
 
@@ -370,6 +368,15 @@ impl Registry {
 
     pub(super) async fn get(&self, name: &PoolName) -> PoolView {
         self.inner.lock().await.view(name)
+    }
+
+    /// Every pool that requests may be sent to, and what is still open on nodes that left theirs.
+    pub(super) async fn everything(&self) -> (Vec<Arc<Pool>>, Vec<(PoolName, Arc<Upstream>)>) {
+        let inner = self.inner.lock().await;
+        let pools = inner.live.values().map(|live| Arc::clone(&live.pool)).collect();
+        let left = inner.draining.iter().flat_map(|((pool, _), left)| left.iter().map(move |up| (pool, up)));
+        let left = left.filter(|(_, upstream)| upstream.open() > 0);
+        (pools, left.map(|(pool, upstream)| (pool.clone(), Arc::clone(upstream))).collect())
     }
 
     pub(super) async fn stats(&self) -> Stats {
@@ -430,40 +437,20 @@ impl Registry {
             live.pool.upstreams().iter().for_each(|upstream| upstream.sweep());
             live.pool.warnings.say_what_was_left_out();
         }
+        self.plane.admission.say_what_was_left_out();
         forget_drained(&mut inner);
     }
 
     /// Gives all addresses back and holds every further change up for ever.
     pub(super) async fn stop(&self) {
         let mut inner = Arc::clone(&self.inner).lock_owned().await;
+        for listener in std::mem::take(&mut inner.listeners) {
+            listener.stop().await;
+        }
         for mut live in std::mem::take(&mut inner.live).into_values() {
             live.stop().await;
         }
         std::mem::forget(inner);
-    }
-}
-
-/// The nodes that the pool has after a change; none if there is no pool then.
-fn desired(current: Option<&[Node]>, change: &Change) -> Option<Vec<Node>> {
-    let without_repeats = |start: &[Node], more: &[Node]| {
-        let mut known: std::collections::HashSet<&Node> = start.iter().collect();
-        let new = more.iter().filter(|node| known.insert(node));
-        start.iter().chain(new).cloned().collect::<Vec<_>>()
-    };
-    match change {
-        Change::Add(nodes) => Some(without_repeats(current.unwrap_or_default(), nodes)),
-        Change::Set(nodes) => {
-            let kept: Vec<Node> =
-                current.unwrap_or_default().iter().filter(|node| nodes.contains(node)).cloned().collect();
-            Some(without_repeats(&kept, nodes))
-        }
-        Change::Delete { nodes, .. } => {
-            current.map(|current| current.iter().filter(|node| !nodes.contains(node)).cloned().collect())
-        }
-        Change::DeletePool { only_if_empty: true } => {
-            current.filter(|current| !current.is_empty()).map(<[Node]>::to_vec)
-        }
-        Change::DeletePool { only_if_empty: false } => None,
     }
 }
 
@@ -490,33 +477,4 @@ fn forget_drained(inner: &mut Inner) {
         left.retain(|upstream| upstream.open() > 0);
         !left.is_empty()
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn nodes(ports: &[u16]) -> Vec<Node> {
-        ports.iter().map(|port| format!("h:{port}").parse().unwrap()).collect()
-    }
-
-    #[test]
-    fn changes_keep_the_order_and_drop_repeats() {
-        let current = nodes(&[3, 1]);
-        let after = |change: Change| desired(Some(&current), &change);
-        assert_eq!(after(Change::Add(nodes(&[2, 3, 2]))), Some(nodes(&[3, 1, 2])));
-        assert_eq!(after(Change::Set(nodes(&[1, 2, 2]))), Some(nodes(&[1, 2])));
-        assert_eq!(after(Change::Set(nodes(&[1, 3]))), Some(nodes(&[3, 1])));
-        assert_eq!(after(Change::Delete { nodes: nodes(&[3, 9]), close_after: None }), Some(nodes(&[1])));
-        assert_eq!(after(Change::DeletePool { only_if_empty: true }), Some(nodes(&[3, 1])));
-        assert_eq!(after(Change::DeletePool { only_if_empty: false }), None);
-    }
-
-    #[test]
-    fn a_pool_is_made_by_adding_but_not_by_deleting() {
-        assert_eq!(desired(None, &Change::Add(Vec::new())), Some(Vec::new()));
-        assert_eq!(desired(None, &Change::Delete { nodes: nodes(&[1]), close_after: None }), None);
-        assert_eq!(desired(Some(&[]), &Change::DeletePool { only_if_empty: true }), None);
-        assert_eq!(desired(None, &Change::DeletePool { only_if_empty: true }), None);
-    }
 }

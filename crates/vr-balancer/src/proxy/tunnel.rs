@@ -39,8 +39,13 @@ pub(super) async fn run(
         }
     };
     let last_move = Arc::new(AtomicU64::new(now_ms()));
-    let mut client = Observed { inner: TokioIo::new(client), last_move: Arc::clone(&last_move) };
-    let mut node = Observed { inner: TokioIo::new(node), last_move: Arc::clone(&last_move) };
+    let observe = |inner, is_client| Observed {
+        inner: TokioIo::new(inner),
+        last_move: Arc::clone(&last_move),
+        upstream: Arc::clone(&upstream),
+        is_client,
+    };
+    let (mut client, mut node) = (observe(client, true), observe(node, false));
     tokio::select! {
         ended = copy_bidirectional(&mut client, &mut node) => {
             if let Err(error) = ended {
@@ -72,6 +77,8 @@ async fn stands_still(last_move: &AtomicU64, idle: Duration) {
 struct Observed {
     inner: TokioIo<Upgraded>,
     last_move: Arc<AtomicU64>,
+    upstream: Arc<Upstream>,
+    is_client: bool,
 }
 
 impl AsyncRead for Observed {
@@ -80,9 +87,16 @@ impl AsyncRead for Observed {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
         let polled = Pin::new(&mut self.inner).poll_read(cx, buffer);
         if polled.is_ready() {
             self.last_move.store(now_ms(), Ordering::Relaxed);
+            let bytes = buffer.filled().len() - before;
+            if self.is_client {
+                self.upstream.count_received(bytes);
+            } else {
+                self.upstream.count_sent(bytes);
+            }
         }
         polled
     }

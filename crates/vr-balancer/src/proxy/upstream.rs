@@ -1,27 +1,22 @@
-//! One node of one pool: its connections, what is open on it, and how it has behaved.
+//! One node of one pool: what is open on it, how it has behaved, and whether it is well.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use hyper::client::conn::http1::{Builder, SendRequest};
-use hyper_util::rt::TokioIo;
 use rustix::io::Errno;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use vr_common::names::Node;
 
 use super::Limits;
-use super::body::RequestBody;
+use super::connections::{self, Connections, Dial, Sender};
+use super::counters::Counters;
+use super::options::{HealthCheck, NodeProtocol};
 use super::warnings::Warnings;
 use super::wire::NodeStats;
 
-/// Idle connections kept for each node.
-const MAX_IDLE_CONNECTIONS: usize = 256;
-/// How long an idle connection is kept. Nodes that close earlier are noticed at once.
-const IDLE_CONNECTION_LIFE: Duration = Duration::from_secs(30);
 /// How long a node that refused a connection is left out; doubled with each further one, up to the longest.
 const FIRST_TIME_ASIDE: Duration = Duration::from_secs(1);
 const LONGEST_TIME_ASIDE: Duration = Duration::from_secs(16);
@@ -37,6 +32,9 @@ pub(super) struct Upstream {
     pub(super) node: Node,
     /// Where complaints about it go: its pool's.
     pub(super) warnings: Arc<Warnings>,
+    /// Of this node alone.
+    pub(super) counters: Counters,
+    pool_counters: Arc<Counters>,
     in_flight: AtomicU64,
     total: AtomicU64,
     failures: AtomicU64,
@@ -45,14 +43,14 @@ pub(super) struct Upstream {
     drained: Notify,
     /// Cancelled when what is still open shall be cut off.
     pub(super) closing: CancellationToken,
-    idle: Mutex<Vec<IdleConnection>>,
+    connections: Arc<Connections>,
     refused_in_a_row: AtomicU32,
+    /// 0 if the node is not left out.
     aside_until_ms: AtomicU64,
-}
-
-struct IdleConnection {
-    sender: SendRequest<RequestBody>,
-    since: Instant,
+    /// What checks have found: false as long as there are none.
+    down: AtomicBool,
+    /// Checks in a row that speak against what `down` says.
+    contradictions: AtomicU32,
 }
 
 /// Counts one request or tunnel as open on its node until it is dropped.
@@ -70,19 +68,23 @@ impl Drop for InFlight {
 }
 
 impl Upstream {
-    pub(super) fn new(node: Node, warnings: Arc<Warnings>) -> Self {
+    pub(super) fn new(node: Node, warnings: Arc<Warnings>, pool_counters: Arc<Counters>) -> Self {
         Self {
             node,
             warnings,
+            counters: Counters::default(),
+            pool_counters,
             in_flight: AtomicU64::new(0),
             total: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             retired: AtomicBool::new(false),
             drained: Notify::new(),
             closing: CancellationToken::new(),
-            idle: Mutex::default(),
+            connections: Arc::default(),
             refused_in_a_row: AtomicU32::new(0),
             aside_until_ms: AtomicU64::new(0),
+            down: AtomicBool::new(false),
+            contradictions: AtomicU32::new(0),
         }
     }
 
@@ -96,10 +98,10 @@ impl Upstream {
         (!self.retired.load(Ordering::SeqCst)).then_some(place)
     }
 
-    /// No new requests from now on; idle connections are closed.
+    /// No new requests from now on; connections without one are closed.
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::SeqCst);
-        self.idle().clear();
+        self.connections.close();
     }
 
     pub(super) fn open(&self) -> u64 {
@@ -123,8 +125,9 @@ impl Upstream {
             node: self.node.clone(),
             in_flight: self.open(),
             total: self.total.load(Ordering::Relaxed),
-            failures: self.failures.load(Ordering::Relaxed),
+            failures: self.failures(),
             put_aside: self.is_aside(),
+            up: !self.is_down(),
         }
     }
 
@@ -136,9 +139,24 @@ impl Upstream {
         self.failures.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(super) fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_sent(&self, bytes: usize) {
+        self.counters.sent(bytes as u64);
+        self.pool_counters.sent(bytes as u64);
+    }
+
+    pub(super) fn count_received(&self, bytes: usize) {
+        self.counters.received(bytes as u64);
+        self.pool_counters.received(bytes as u64);
+    }
+
     /// Whether the node refused connections so lately that others should be preferred.
     pub(super) fn is_aside(&self) -> bool {
-        self.aside_until_ms.load(Ordering::Relaxed) > now_ms()
+        let until = self.aside_until_ms.load(Ordering::Relaxed);
+        until != 0 && until > now_ms()
     }
 
     fn put_aside(&self) {
@@ -147,58 +165,66 @@ impl Upstream {
         self.aside_until_ms.store(now_ms() + time.as_millis() as u64, Ordering::Relaxed);
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<IdleConnection>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether the checks say that it is down.
+    pub(super) fn is_down(&self) -> bool {
+        self.down.load(Ordering::Relaxed)
     }
 
-    /// An idle connection that, as far as is known, is still open: the one used last.
-    pub(super) fn take_idle(&self) -> Option<SendRequest<RequestBody>> {
-        let mut idle = self.idle();
-        while let Some(connection) = idle.pop() {
-            if connection.sender.is_ready() && connection.since.elapsed() < IDLE_CONNECTION_LIFE {
-                return Some(connection.sender);
-            }
+    /// Takes a check's result, and says whether it has made the node go up (true) or down (false). Only for the one
+    /// task that checks the pool.
+    pub(super) fn checked(&self, is_well: bool, check: &HealthCheck) -> Option<bool> {
+        let is_down = self.is_down();
+        if is_well != is_down {
+            self.contradictions.store(0, Ordering::Relaxed);
+            return None;
         }
-        None
-    }
-
-    /// Keeps a connection for the next request once it is ready for one.
-    pub(super) fn give_back(self: &Arc<Self>, mut sender: SendRequest<RequestBody>) {
-        if sender.is_ready() {
-            self.put_idle(sender);
-        } else if !sender.is_closed() {
-            let upstream = Arc::clone(self);
-            tokio::spawn(async move {
-                if sender.ready().await.is_ok() {
-                    upstream.put_idle(sender);
-                }
-            });
+        let enough = if is_down { check.rise } else { check.fall };
+        if self.contradictions.fetch_add(1, Ordering::Relaxed) + 1 < enough {
+            return None;
         }
-    }
-
-    fn put_idle(&self, sender: SendRequest<RequestBody>) {
-        let mut idle = self.idle();
-        // Under the same lock that `retire` clears the list with, so none slips in afterwards.
-        if idle.len() < MAX_IDLE_CONNECTIONS && !self.retired.load(Ordering::SeqCst) {
-            idle.push(IdleConnection { sender, since: Instant::now() });
+        self.contradictions.store(0, Ordering::Relaxed);
+        self.down.store(!is_down, Ordering::Relaxed);
+        if is_well {
+            // It may have refused connections while it was down; it does not now.
+            self.is_reachable();
         }
+        Some(is_well)
     }
 
-    /// Closes idle connections that have not been used for a while.
+    /// There are no checks any more, so nothing is known against the node.
+    pub(super) fn forget_checks(&self) {
+        self.down.store(false, Ordering::Relaxed);
+        self.contradictions.store(0, Ordering::Relaxed);
+    }
+
+    fn is_reachable(&self) {
+        self.refused_in_a_row.store(0, Ordering::Relaxed);
+        self.aside_until_ms.store(0, Ordering::Relaxed);
+    }
+
+    /// A kept connection; see [`Connections::take`].
+    pub(super) fn take_connection(&self, protocol: NodeProtocol) -> Option<Sender> {
+        self.connections.take(protocol)
+    }
+
+    /// Keeps a connection for the next request.
+    pub(super) fn give_back(&self, sender: Sender) {
+        self.connections.give_back(sender);
+    }
+
+    /// Closes connections that have not been used for a while.
     pub(super) fn sweep(&self) {
-        self.idle().retain(|connection| {
-            !connection.sender.is_closed() && connection.since.elapsed() < IDLE_CONNECTION_LIFE
-        });
+        self.connections.sweep();
+    }
+
+    /// Closes connections without a request, as the next ones shall be made in another way.
+    pub(super) fn forget_connections(&self) {
+        self.connections.clear();
     }
 
     /// A fresh connection. A node that does not give one is put aside for a short while.
-    pub(super) async fn connect(&self, limits: &Limits) -> io::Result<SendRequest<RequestBody>> {
-        let address = (self.node.host.as_str(), self.node.port);
-        let connected = match tokio::time::timeout(limits.connect, TcpStream::connect(address)).await {
-            Ok(connected) => connected,
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no connection in time")),
-        };
-        let stream = match connected {
+    pub(super) async fn connect(&self, dial: Dial, limits: &Limits) -> io::Result<Sender> {
+        let stream = match connections::reach(&self.node, dial, limits).await {
             Ok(stream) => stream,
             Err(error) => {
                 self.count_failure();
@@ -208,23 +234,9 @@ impl Upstream {
                 return Err(error);
             }
         };
-        self.refused_in_a_row.store(0, Ordering::Relaxed);
-        self.aside_until_ms.store(0, Ordering::Relaxed);
-        stream.set_nodelay(true)?;
-        let (mut sender, connection) = Builder::new()
-            .max_buf_size(limits.head_bytes)
-            .max_header_size(limits.head_bytes)
-            .max_headers(limits.head_lines)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(io::Error::other)?;
-        let node = self.node.clone();
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%node, %error, "a connection to a node ended early");
-            }
-        });
-        sender.ready().await.map_err(io::Error::other)?;
+        self.is_reachable();
+        let sender = connections::begin(stream, &self.node, dial.protocol, limits).await?;
+        self.connections.share(&sender);
         Ok(sender)
     }
 }
@@ -241,8 +253,11 @@ fn is_our_own_fault(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
+    const PLAIN: Dial = Dial { protocol: NodeProtocol::Http1, introduction: None };
+
     fn upstream_at(address: &str) -> Upstream {
-        Upstream::new(address.parse().unwrap(), Arc::new(Warnings::new("web".parse().unwrap())))
+        let warnings = Arc::new(Warnings::new("web".parse().unwrap()));
+        Upstream::new(address.parse().unwrap(), warnings, Arc::default())
     }
 
     #[tokio::test]
@@ -270,12 +285,25 @@ mod tests {
         let upstream = upstream_at(&address.to_string());
         upstream.put_aside();
         assert!(upstream.is_aside());
-        upstream.connect(&Limits::default()).await.unwrap();
+        upstream.connect(PLAIN, &Limits::default()).await.unwrap();
         assert!(!upstream.is_aside());
         assert_eq!(upstream.stats().failures, 0);
         drop(listener);
-        assert!(upstream.connect(&Limits::default()).await.is_err());
+        assert!(upstream.connect(PLAIN, &Limits::default()).await.is_err());
         assert!(upstream.is_aside());
         assert_eq!(upstream.stats().failures, 1);
+    }
+
+    #[test]
+    fn so_many_checks_in_a_row_make_a_node_go_down_and_up() {
+        let upstream = upstream_at("127.0.0.1:1");
+        let check: HealthCheck = vr_common::yaml::parse("check", "{path: /, rise: 2, fall: 3}").unwrap();
+        let results = [false, false, true, false, false, false, false, true, false, true, true, true];
+        let changes: Vec<_> = results.map(|is_well| upstream.checked(is_well, &check)).to_vec();
+        let mut expected = vec![None; results.len()];
+        expected[5] = Some(false);
+        expected[10] = Some(true);
+        assert_eq!(changes, expected);
+        assert!(upstream.stats().up);
     }
 }

@@ -1,6 +1,7 @@
 //! What the data plane complains about, said so seldom that nobody can fill the disk with it by asking often.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use vr_common::names::{Node, PoolName};
@@ -21,11 +22,10 @@ pub(super) enum Warning {
     ProtocolChanged,
     AnswerBroken,
     TunnelIdle,
-    CannotAccept,
 }
 
 impl Warning {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 8] = [
         Self::NoNode,
         Self::CannotConnect,
         Self::BodyMissing,
@@ -34,7 +34,6 @@ impl Warning {
         Self::ProtocolChanged,
         Self::AnswerBroken,
         Self::TunnelIdle,
-        Self::CannotAccept,
     ];
 
     fn text(self) -> &'static str {
@@ -47,7 +46,6 @@ impl Warning {
             Self::ProtocolChanged => "a node changed the protocol, which nobody asked for",
             Self::AnswerBroken => "an answer was broken off",
             Self::TunnelIdle => "a tunnel was closed because nothing moved in it",
-            Self::CannotAccept => "cannot accept a connection",
         }
     }
 }
@@ -83,6 +81,34 @@ impl Seldom {
             return None;
         }
         Some(self.left_out.swap(0, Ordering::Relaxed)).filter(|count| *count > 0)
+    }
+}
+
+/// Complaints of one kind that are about no pool.
+pub(super) struct Complaint {
+    text: &'static str,
+    seldom: Seldom,
+}
+
+impl Complaint {
+    pub(super) fn new(text: &'static str) -> Self {
+        Self { text, seldom: Seldom::default() }
+    }
+
+    pub(super) fn make(&self, client: Option<IpAddr>, reason: Option<&dyn fmt::Display>) {
+        if let Some(left_out) = self.seldom.admit(now_ms()) {
+            let left_out = (left_out > 0).then_some(left_out);
+            let client = client.map(tracing::field::display);
+            let reason = reason.map(tracing::field::display);
+            tracing::warn!(client, reason, left_out, "{}", self.text);
+        }
+    }
+
+    /// As [`Warnings::say_what_was_left_out`].
+    pub(super) fn say_what_was_left_out(&self) {
+        if let Some(left_out) = self.seldom.admit_rest(now_ms()) {
+            tracing::warn!(left_out, "{}", self.text);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use vr_common::names::{Node, PoolName};
 
+use super::options::HostPattern;
 use crate::balancer::DrainReport;
 
 /// The largest request or answer, in bytes.
@@ -20,18 +21,18 @@ pub struct PoolList {
 pub struct PoolView {
     /// The pool.
     pub pool: PoolName,
-    /// The `ip:port` it listens on; null if there is no such pool.
+    /// The `ip:port` it listens on; null if there is no such pool, or if pools have no addresses of their own.
     pub address: Option<String>,
     /// Its nodes in the order in which they were added.
     pub nodes: Vec<Node>,
     /// Whether it is served. False if there is no such pool, and as long as another program has its address: then
     /// it can be changed as ever, and its nodes get requests as soon as the address is free.
-    #[serde(default = "served")]
+    #[serde(default = "yes")]
     pub listening: bool,
 }
 
-/// What a proxy that does not say so means: it would not run otherwise.
-fn served() -> bool {
+/// What a proxy that does not say so means: it would not run, or not send requests there, otherwise.
+fn yes() -> bool {
     true
 }
 
@@ -128,6 +129,35 @@ pub struct NodeStats {
     pub failures: u64,
     /// It refused connections a moment ago and is left out while others are there.
     pub put_aside: bool,
+    /// False if the pool's checks say that it is down, and it is left out while others are up.
+    #[serde(default = "yes")]
+    pub up: bool,
+}
+
+/// `GET /v1/routes`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct RouteList {
+    /// All routes, sorted by host.
+    pub routes: Vec<RouteView>,
+}
+
+/// One route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteView {
+    /// The host, as in `shop.example.org`, `*.example.org`, or `*` for all others.
+    pub host: HostPattern,
+    /// The pool that gets its requests. It answers 503 as long as there is no such pool.
+    pub pool: PoolName,
+    /// It stands in the configuration and cannot be changed here.
+    pub configured: bool,
+}
+
+/// Body of `PUT /v1/routes/{host}`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteBody {
+    /// The pool that gets the host's requests.
+    pub pool: PoolName,
 }
 
 /// Any answer that is not 200.

@@ -4,7 +4,18 @@
 
 mod cli;
 mod failures;
+mod files;
+mod fixtures;
 mod messages;
+mod proxy_health;
+mod proxy_http2;
+mod proxy_limits;
+mod proxy_logs;
+mod proxy_protocol;
+mod proxy_routes;
+mod proxy_smuggling;
+mod proxy_support;
+mod proxy_tls;
 mod restart;
 mod suite;
 mod support;

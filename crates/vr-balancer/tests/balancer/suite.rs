@@ -3,14 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use vr_balancer::balancer::{Edit, PoolChange};
 use vr_balancer::{Balancer, DummyBalancer};
-use vr_common::names::Node;
+use vr_testing::SudoRule;
 
-use crate::support::{in_time, node, pool, proxy};
-
-fn nodes(ports: &[u16]) -> Vec<Node> {
-    ports.iter().map(|port| node(format!("127.0.0.1:{port}"))).collect()
-}
+use crate::fixtures::{Files, Fixture, Kind, NginxKind, Simple, VarnishKind, nodes};
+use crate::support::{blocking, in_time, pool, proxy, run};
 
 async fn pools_come_and_go(balancer: &dyn Balancer) {
     let web = pool("web");
@@ -72,46 +70,190 @@ async fn nodes_without_requests_are_drained_at_once(balancer: &dyn Balancer) {
     balancer.delete_pool(&web).await.unwrap();
 }
 
-async fn two_writers_lose_nothing(balancer: &Arc<dyn Balancer>) {
-    const ROUNDS: u16 = 100;
+/// Names that are a language's own words, or have what it does not allow, are pools like others, side by side.
+async fn names_of_all_shapes_are_told_apart(fixture: &dyn Fixture) {
+    let balancer = fixture.balancer();
+    let names = ["a-b", "a.b", "a_b", "9", "_", "backend", "default", "server", "a_x2db", "std"];
+    let names = &names[..names.len().min(fixture.most_pools())];
+    for (at, name) in names.iter().enumerate() {
+        balancer.add_nodes(&pool(name), &nodes(&[100 + at as u16])).await.unwrap();
+    }
+    for (at, name) in names.iter().enumerate() {
+        assert_eq!(balancer.get_nodes(&pool(name)).await.unwrap(), nodes(&[100 + at as u16]), "{name}");
+    }
+    assert_eq!(balancer.list_pools().await.unwrap().len(), names.len());
+    for name in names {
+        balancer.delete_pool(&pool(name)).await.unwrap();
+    }
+    assert_eq!(balancer.list_pools().await.unwrap(), []);
+}
+
+async fn a_preview_shows_a_change_and_makes_none(balancer: &dyn Balancer) {
+    let web = pool("preview");
+    balancer.add_nodes(&web, &nodes(&[1])).await.unwrap();
+    let change = |edit| PoolChange { pool: web.clone(), edit };
+    let diffs = balancer.preview(&change(Edit::Set(nodes(&[2])))).await.unwrap();
+    assert!(!diffs.is_empty());
+    for diff in &diffs {
+        let has = |sign: char| {
+            diff.diff
+                .lines()
+                .any(|line| line.starts_with(sign) && !line.starts_with(&format!("{sign}{sign}")))
+        };
+        assert!(has('-') && has('+'), "{diff:?}");
+    }
+    assert_eq!(balancer.get_nodes(&web).await.unwrap(), nodes(&[1]));
+    assert_eq!(balancer.preview(&change(Edit::Add(nodes(&[1])))).await.unwrap(), []);
+    balancer.delete_pool(&web).await.unwrap();
+    assert_eq!(balancer.preview(&change(Edit::DeletePool)).await.unwrap(), []);
+}
+
+async fn all_is_well(balancer: &dyn Balancer) {
+    for report in balancer.check().await.unwrap() {
+        assert_eq!(report.problems, Vec::<String>::new(), "{}", report.host);
+    }
+    balancer.sync(None, false).await.unwrap();
+}
+
+/// How often two who write at the same time do so.
+const ROUNDS: u16 = 100;
+
+/// Both add their own, and each takes out every other of those that were there.
+async fn two_writers_lose_nothing(fixture: &dyn Fixture) {
     let web = pool("busy");
     let doomed = nodes(&(10_000..10_000 + ROUNDS).collect::<Vec<_>>());
-    balancer.add_nodes(&web, &doomed).await.unwrap();
+    fixture.balancer().add_nodes(&web, &doomed).await.unwrap();
     let writer = |first: u16| {
-        let (balancer, web) = (Arc::clone(balancer), web.clone());
+        let (balancer, web) = (fixture.balancer(), web.clone());
         tokio::spawn(async move {
             for round in 0..ROUNDS {
-                balancer.add_nodes(&web, &nodes(&[first + round])).await.unwrap();
                 if round % 2 == u16::from(first == 1_000) {
                     balancer.delete_nodes(&web, &nodes(&[10_000 + round]), None).await.unwrap();
                 }
+                balancer.add_nodes(&web, &nodes(&[first + round])).await.unwrap();
             }
         })
     };
     let (first, second) = (writer(1_000), writer(2_000));
-    in_time(async { tokio::try_join!(first, second) }).await.unwrap();
+    let (first, second) = tokio::join!(first, second);
+    first.unwrap();
+    second.unwrap();
+    is_complete(fixture.balancer().as_ref(), 1_000, 2_000).await;
+}
+
+async fn is_complete(balancer: &dyn Balancer, first: u16, second: u16) {
+    let web = pool("busy");
     let mut left = balancer.get_nodes(&web).await.unwrap();
     left.sort();
-    let mut wanted = nodes(&(1_000..1_000 + ROUNDS).chain(2_000..2_000 + ROUNDS).collect::<Vec<_>>());
+    let mut wanted = nodes(&(first..first + ROUNDS).chain(second..second + ROUNDS).collect::<Vec<_>>());
     wanted.sort();
     assert_eq!(left, wanted);
     balancer.delete_pool(&web).await.unwrap();
 }
 
-async fn run_all(balancer: Arc<dyn Balancer>) {
+/// The same from two processes at a time, which know nothing of each other.
+async fn two_processes_lose_nothing(fixture: &dyn Fixture) {
+    let Some(file) = fixture.settings_file() else { return };
+    let file = file.to_str().unwrap().to_owned();
+    let writer = |first: u16| {
+        let file = file.clone();
+        tokio::task::spawn_blocking(move || {
+            for round in 0..ROUNDS {
+                let node = format!("127.0.0.1:{}", first + round);
+                let output = run(&["--config", &file, "add", "busy", &node]);
+                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            }
+        })
+    };
+    let (first, second) = tokio::join!(writer(1_000), writer(2_000));
+    first.unwrap();
+    second.unwrap();
+    is_complete(fixture.balancer().as_ref(), 1_000, 2_000).await;
+}
+
+/// What is not a name never gets as far as a file or a command.
+async fn odd_names_are_refused(fixture: &dyn Fixture) {
+    let Some(file) = fixture.settings_file() else { return };
+    let file = file.to_str().unwrap().to_owned();
+    blocking(move || {
+        for (pool, node) in [
+            ("../x", "h:1"),
+            ("a b", "h:1"),
+            ("a;b", "h:1"),
+            ("", "h:1"),
+            (".a", "h:1"),
+            ("a\nb", "h:1"),
+            ("web", "h:1;"),
+            ("web", "h 1:1"),
+            ("web", "h\"}:1"),
+            ("web", "h:0"),
+            ("web", "$(id):1"),
+        ] {
+            let output = run(&["--config", &file, "add", "--", pool, node]);
+            assert_eq!(output.status.code(), Some(2), "{pool:?} {node:?}");
+        }
+    })
+    .await;
+    assert_eq!(fixture.balancer().list_pools().await.unwrap(), []);
+}
+
+pub async fn run_all(fixture: &dyn Fixture) {
+    let balancer = fixture.balancer();
     pools_come_and_go(balancer.as_ref()).await;
     set_adds_the_new_and_returns_the_stale(balancer.as_ref()).await;
     nodes_without_requests_are_drained_at_once(balancer.as_ref()).await;
-    two_writers_lose_nothing(&balancer).await;
+    names_of_all_shapes_are_told_apart(fixture).await;
+    a_preview_shows_a_change_and_makes_none(balancer.as_ref()).await;
+    odd_names_are_refused(fixture).await;
+    two_writers_lose_nothing(fixture).await;
+    two_processes_lose_nothing(fixture).await;
+    all_is_well(balancer.as_ref()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dummy() {
-    run_all(Arc::new(DummyBalancer::new("dummy"))).await;
+    let balancer: Arc<dyn Balancer> = Arc::new(DummyBalancer::new("dummy"));
+    run_all(&Simple { balancer, settings_file: None, most_pools: usize::MAX, _alive: () }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn built_in_proxy() {
-    let (_place, _process, balancer) = proxy().await;
-    run_all(Arc::new(balancer)).await;
+    let (place, process, balancer) = proxy().await;
+    let settings = place.dir.path().join("settings.yaml");
+    let text =
+        format!("BALANCERS: {{front: {{BACKEND: proxy, control_socket: {}}}}}\n", place.socket().display());
+    std::fs::write(&settings, text).unwrap();
+    let (balancer, settings_file) = (Arc::new(balancer), Some(settings));
+    run_all(&Simple { balancer, settings_file, most_pools: 4, _alive: (place, process) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nginx() {
+    run_all(&Files::here(NginxKind).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nginx_over_ssh() {
+    over_ssh(NginxKind).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn varnish() {
+    run_all(&Files::here(VarnishKind).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn varnish_over_ssh() {
+    over_ssh(VarnishKind).await;
+}
+
+/// Two hosts, and all that needs no hundred rounds.
+async fn over_ssh(kind: impl Kind) {
+    let fixture = Files::over_ssh(kind, 2, SudoRule::WithPassword).await;
+    let balancer = fixture.balancer();
+    pools_come_and_go(balancer.as_ref()).await;
+    set_adds_the_new_and_returns_the_stale(balancer.as_ref()).await;
+    nodes_without_requests_are_drained_at_once(balancer.as_ref()).await;
+    a_preview_shows_a_change_and_makes_none(balancer.as_ref()).await;
+    all_is_well(balancer.as_ref()).await;
 }

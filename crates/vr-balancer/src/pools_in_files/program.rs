@@ -1,0 +1,155 @@
+//! What a balancer program has to provide, beside its files: how it is asked to take them up.
+
+use async_trait::async_trait;
+use thiserror::Error;
+use vr_common::names::{Node, PoolName};
+
+use crate::site::{FileOnSite, Output, Site, SiteError};
+
+/// What is about to be taken up on one site.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// A word of letters, digits and dashes that no other change has, for names that the program wants.
+    pub id: String,
+    /// The pools that change, with their nodes before and after; none stands for no pool.
+    pub pools: Vec<PoolEdit>,
+}
+
+/// One pool of a [`Change`].
+#[derive(Debug, Clone)]
+pub struct PoolEdit {
+    /// The pool.
+    pub pool: PoolName,
+    /// The nodes that its file had.
+    pub before: Option<Vec<Node>>,
+    /// The nodes that its file has now.
+    pub after: Option<Vec<Node>>,
+}
+
+impl PoolEdit {
+    /// The edit that takes this one back.
+    pub(super) fn reversed(&self) -> Self {
+        Self { pool: self.pool.clone(), before: self.after.clone(), after: self.before.clone() }
+    }
+}
+
+/// Why a program did not take up its files.
+#[derive(Debug, Error)]
+pub enum Refusal {
+    /// The site failed.
+    #[error(transparent)]
+    Site(#[from] SiteError),
+    /// The program says that something is wrong.
+    #[error("{command} says: {said}")]
+    Says {
+        /// What was run.
+        command: String,
+        /// The program's own words.
+        said: String,
+    },
+    /// The program does not do what its configuration says; one clause.
+    #[error("{0}")]
+    NotServed(String),
+}
+
+impl Refusal {
+    /// What a command said that did not succeed.
+    pub fn of(command: &str, output: &Output) -> Self {
+        let said = match output.last_words() {
+            words if words.is_empty() => format!("nothing, and ended with {}", output.status),
+            words => words,
+        };
+        Self::Says { command: command.to_owned(), said }
+    }
+}
+
+/// A balancer program whose pools are in files of one folder, one file a pool, and that is told to read them again.
+///
+/// [`super::FileBalancer`] does all the rest: hosts, locks, reading, writing, taking back, draining, repairing. What is
+/// here is asked for one site at a time, while the site's lock is held, and may be asked again.
+#[async_trait]
+pub trait Program: Send + Sync + 'static {
+    /// What people call it, such as `nginx`.
+    fn title(&self) -> &'static str;
+
+    /// What the name of a pool's file begins with.
+    fn prefix(&self) -> &str {
+        ""
+    }
+
+    /// What the name of a pool's file ends with, such as `.conf`.
+    fn suffix(&self) -> &str;
+
+    /// The name of the file beside the pools' that changes with them, if the program needs one.
+    fn shared_file(&self) -> Option<&str> {
+        None
+    }
+
+    /// The shared file with, or without, what it needs to say of a pool.
+    fn write_shared(&self, _old: Option<&str>, _pool: &PoolName, _is_there: bool) -> String {
+        String::new()
+    }
+
+    /// Reads the nodes of a pool from its file, in their order, whoever wrote it. None if the file is not about this
+    /// pool, but the operator's own.
+    ///
+    /// # Errors
+    /// What there is that cannot be understood, and so not be changed without breaking it; one clause.
+    fn parse(&self, pool: &PoolName, text: &str) -> Result<Option<Vec<Node>>, String>;
+
+    /// Writes a pool's file. What `old` says beside the nodes, and of each node that stays, is kept.
+    /// A pool without nodes must be something that the program accepts, and that answers with an error.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    fn render(&self, pool: &PoolName, nodes: &[Node], old: Option<&str>) -> Result<String, String>;
+
+    /// A line of the program's language that says this and means nothing.
+    fn comment(&self, text: &str) -> String {
+        format!("# {text}")
+    }
+
+    /// Asks the program whether it would take its files, as they are now, without taking them.
+    ///
+    /// # Errors
+    /// With [`Refusal::Says`] if it would not; then the files go back to what they were.
+    async fn test(&self, site: &Site, change: &Change) -> Result<(), Refusal>;
+
+    /// Makes the program take its files, and returns when it really serves what they say. Requests that are being
+    /// answered must go on.
+    ///
+    /// # Errors
+    /// If it does not; then the files go back to what they were, and this is called once more.
+    async fn load(&self, site: &Site, change: &Change) -> Result<(), Refusal>;
+
+    /// Throws away what [`Self::test`] left behind for a change that is not going to be loaded.
+    async fn abandon(&self, _site: &Site, _change: &Change) {}
+
+    /// Whether the program serves what is in these files (all of the pools', and the shared one); none if it cannot tell.
+    ///
+    /// # Errors
+    /// If it cannot be asked.
+    async fn is_loaded(&self, _site: &Site, _files: &[FileOnSite]) -> Result<Option<bool>, Refusal> {
+        Ok(None)
+    }
+
+    /// Whether a part of the program is left that knows a configuration from before and may still choose a node that is
+    /// no longer in it.
+    ///
+    /// # Errors
+    /// If it cannot be asked.
+    async fn has_old_generation(&self, _site: &Site) -> Result<bool, Refusal> {
+        Ok(false)
+    }
+
+    /// A process of the program, by whose network its connections are counted; none for that of the site.
+    async fn process(&self, _site: &Site) -> Option<u32> {
+        None
+    }
+
+    /// What keeps the program on this site from doing its work, one clause each; none if all is well.
+    ///
+    /// # Errors
+    /// If it cannot be asked.
+    async fn check(&self, site: &Site) -> Result<Vec<String>, Refusal>;
+}
