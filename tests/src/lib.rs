@@ -4,6 +4,7 @@
 pub mod debian;
 pub mod load;
 pub mod machine;
+pub mod network;
 pub mod ports;
 pub mod repository;
 pub mod wait;
@@ -11,6 +12,7 @@ pub mod wait;
 pub use debian::Debian;
 pub use load::{Load, LoadReport};
 pub use machine::Machine;
+pub use network::{Network, NetworkHost};
 pub use ports::PortBlock;
 pub use repository::Repository;
 pub use wait::wait_for;

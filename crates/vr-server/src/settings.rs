@@ -8,8 +8,10 @@ use serde::Deserialize;
 use serde_yaml::Mapping;
 use thiserror::Error;
 use vr_common::names::HostName;
+use vr_common::secret::Secret;
 use vr_common::yaml::{self, YamlError};
 
+use crate::hosts::HostsSettings;
 use crate::store::PortRange;
 
 /// The flags of `vr-server up`.
@@ -52,6 +54,12 @@ pub struct SettingsFile {
     /// Balancers by name, as the manual writes them; without it, `default` is the built-in proxy.
     #[serde(rename = "BALANCERS")]
     pub balancers: Option<Mapping>,
+    /// How to talk to hosts.
+    #[serde(rename = "HOSTS")]
+    pub hosts: HostsSettings,
+    /// The Redis on whose channels procs' changes come and go.
+    #[serde(rename = "EVENTS_PUBSUB_URL")]
+    pub events_pubsub_url: Option<Secret>,
 }
 
 /// Settings that cannot be used.
@@ -67,6 +75,14 @@ pub enum SettingsError {
         path: PathBuf,
         /// What is wrong.
         source: vr_balancer::ConfigError,
+    },
+    /// What is said of hosts cannot be used.
+    #[error("{}: {message}", path.display())]
+    Hosts {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
     },
     /// A flag does not make sense.
     #[error("{flag}: {message}")]

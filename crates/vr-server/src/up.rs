@@ -27,7 +27,7 @@ use crate::companions::{Companion, CompanionError};
 use crate::conductor::building::Vbuild;
 use crate::conductor::{Balancers, Conductor, Settings};
 use crate::events::EventLog;
-use crate::hosts::{AgentDriver, Fleet, HostDriver, UnknownHost};
+use crate::hosts::{AgentDriver, Connector, Fleet, HostDriver, PubSub};
 use crate::serve::serve;
 use crate::settings::{SettingsError, SettingsFile, UpFlags};
 use crate::store::{Store, StoreError};
@@ -168,8 +168,7 @@ pub async fn up(flags: UpFlags) -> Result<(), UpError> {
 
     let token = keep_secret(&layout.at("agent-token"))?;
     let agent_socket = layout.at("agent").join("agent.sock");
-    let driver = AgentDriver::local(flags.host_name.as_str(), &agent_socket, token)
-        .map_err(|e| UpError::System { doing: "make an HTTP client", source: e.into() })?;
+    let driver = AgentDriver::local(flags.host_name.as_str(), agent_socket.clone(), token);
 
     let stop = CancellationToken::new();
     let agent = Arc::new(LocalAgent {
@@ -201,15 +200,16 @@ pub async fn up(flags: UpFlags) -> Result<(), UpError> {
     });
 
     let default_url = public_url.clone();
-    let local_url = agent.url();
-    let fleet = Fleet::new(store.clone(), move |host| -> Arc<dyn HostDriver> {
-        // The token is this machine's, and goes to nobody else.
-        if host.agent_url.as_deref() == Some(local_url.as_str()) {
-            Arc::new(driver.clone())
-        } else {
-            Arc::new(UnknownHost::new(&host.name))
-        }
-    });
+    let connector = Connector::new(file.hosts, store.clone(), Some((agent.url(), driver)));
+    let wrong = |message| SettingsError::Hosts { path: layout.at("settings.yaml"), message };
+    connector.check().map_err(wrong)?;
+    let connector = Arc::new(connector);
+    let fleet = Fleet::new(store.clone(), events.clone(), move |host| connector.driver(host));
+    if let Some(redis) = &file.events_pubsub_url {
+        let pubsub = PubSub::new(redis.expose())
+            .map_err(|_| wrong("EVENTS_PUBSUB_URL: expected redis://HOST:PORT/DATABASE".to_owned()))?;
+        pubsub.start(&fleet).map_err(|e| UpError::System { doing: "start a thread", source: e.into() })?;
+    }
     let builder = Vbuild {
         work: layout.at("work"),
         files: layout.at("files"),
@@ -263,10 +263,7 @@ pub async fn up(flags: UpFlags) -> Result<(), UpError> {
     {
         let (fleet, stop) = (fleet.clone(), stop.clone());
         tasks.spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = fleet.keep_looking(Duration::from_secs(2)) => {}
-            }
+            fleet.run(stop).await;
         });
     }
     {

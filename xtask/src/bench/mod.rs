@@ -1,6 +1,7 @@
 //! `cargo xtask bench …`: what the tools cost, measured against what else a host could use for the same. Nothing here
 //! passes or fails: it measures, and says which of the marks were reached.
 
+mod agent;
 mod builder;
 mod files;
 mod machine;
@@ -27,6 +28,8 @@ pub enum Bench {
     Runner(runner::Options),
     /// vbuild of small apps, of large ones against tar with gzip and pigz, with a large cache; an image against tar.
     Builder(builder::Options),
+    /// vr-agent with 500 procs against Debian's supervisord: starts, memory, idle CPU, and how soon changes are known.
+    Agent(agent::Options),
 }
 
 /// Measures.
@@ -37,6 +40,7 @@ pub fn run(what: &Bench) -> Result<()> {
     match what {
         Bench::Runner(options) => runner::run(options),
         Bench::Builder(options) => builder::run(options),
+        Bench::Agent(options) => agent::run(options),
     }
 }
 

@@ -27,6 +27,16 @@ impl Samples {
         self.part(90)
     }
 
+    /// One in a hundred took longer; zero when there are none.
+    pub fn p99(&self) -> Duration {
+        self.part(99)
+    }
+
+    /// None took longer; zero when there are none.
+    pub fn longest(&self) -> Duration {
+        self.part(100)
+    }
+
     fn part(&self, percent: usize) -> Duration {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();
@@ -49,5 +59,9 @@ mod tests {
         assert_eq!(samples.len(), 11);
         assert_eq!(samples.median(), Duration::from_millis(6));
         assert_eq!(samples.p90(), Duration::from_millis(10));
+        assert_eq!(
+            (samples.p99(), samples.longest()),
+            (Duration::from_millis(100), Duration::from_millis(100))
+        );
     }
 }

@@ -21,7 +21,7 @@ type Object = Map<String, Value>;
 pub(super) fn computed_fields(resource: Resource) -> &'static [&'static str] {
     match resource {
         Resource::Apps => &["resolved_url"],
-        Resource::Hosts => &["procs_uri", "procs", "unreachable_since"],
+        Resource::Hosts => &["procs_uri", "procs", "unreachable_since", "seen", "error", "facts"],
         Resource::Swarms => {
             &["compiled_config", "compiled_env", "shortname", "procs_uri", "procs", "pool_address"]
         }
@@ -120,6 +120,9 @@ fn host(api: &Api, mut object: Object) -> Object {
     object.insert("procs_uri".into(), procs_uri.into());
     object.insert("procs".into(), json!(view.procs));
     object.insert("unreachable_since".into(), json!(view.unreachable_since.map(time::iso)));
+    object.insert("seen".into(), json!(view.seen.map(time::iso)));
+    object.insert("error".into(), json!(view.error));
+    object.insert("facts".into(), json!(view.facts));
     object
 }
 
@@ -160,14 +163,17 @@ pub(super) fn procs_of<'a>(
     config_name: &str,
     proc_name: &str,
 ) -> Vec<ProcDocument> {
-    hosts
-        .flat_map(|host| api.fleet.view(&host.name).procs)
-        .filter(|proc| {
+    let mut found = Vec::new();
+    for host in hosts {
+        let view = api.fleet.view(&host.name);
+        let ours = view.procs.iter().filter(|proc| {
             proc.parsed.app_name == app_name
                 && proc.parsed.config_name == config_name
                 && proc.parsed.proc_name == proc_name
-        })
-        .collect()
+        });
+        found.extend(ours.cloned());
+    }
+    found
 }
 
 /// The number of the object that a field of a request names: by URI, or by a whole object with its URI.

@@ -2,13 +2,11 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::State;
-use axum::response::Response;
 use futures_util::stream;
-use http::{HeaderMap, HeaderValue, Uri, Version, header};
+use http::{HeaderMap, Uri};
 use serde_json::Value;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -18,10 +16,9 @@ use vr_common::events::{Envelope, SSE_KEEP_ALIVE};
 use super::Api;
 use super::error::{Answer, Failure};
 use super::paging::ListQuery;
+use super::streams::{KEEP_ALIVE, SSE, flowing};
 use crate::store::{EventRow, Result as Stored};
 
-/// How long a stream is silent before it says that it is alive.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// More than the store keeps: all there are.
 const ALL: i64 = 1_000_000;
 
@@ -144,17 +141,5 @@ pub(super) async fn stream(State(api): State<Api>, headers: HeaderMap) -> Answer
         let text = listener.next().await?;
         Some((Ok::<_, Infallible>(Bytes::from(text)), listener))
     });
-    let mut response = Response::new(Body::from_stream(pieces));
-    // The stream ends with its connection. The published client (sseclient 0.0.11) cannot read chunks: it drops the
-    // connection after the first one.
-    *response.version_mut() = Version::HTTP_10;
-    for (name, value) in [
-        (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
-        (header::CACHE_CONTROL, "no-cache"),
-        // nginx would hold events back.
-        (header::HeaderName::from_static("x-accel-buffering"), "no"),
-    ] {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
-    }
-    Ok(response)
+    Ok(flowing(SSE, pieces))
 }

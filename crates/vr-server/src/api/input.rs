@@ -14,6 +14,7 @@ use super::Api;
 use super::documents::{computed_fields, linked};
 use super::error::Failure;
 use super::yaml_fields::{kind, mapping_text, volumes_text};
+use crate::hosts::{DriverKind, check_agent_url};
 use crate::store::resources::{Datum, Resource, Values};
 
 /// How an object is written.
@@ -123,10 +124,12 @@ static BUILDPACKS: [Writable; 4] = [
     },
 ];
 static SQUADS: [Writable; 1] = [must("name", name::<SquadName>)];
-static HOSTS: [Writable; 3] = [
+static HOSTS: [Writable; 5] = [
     must("name", name::<HostName>),
     Writable { field: "active", column: "active", shape: Shape::Truth, default: Default::Number(1) },
     link("squad", "squad_id", Resource::Squads, true),
+    may("driver", driver),
+    may("agent_url", anything),
 ];
 static INGREDIENTS: [Writable; 3] = [must("name", ingredient_name), config(), env()];
 static BUILDS: [Writable; 2] = [link("app", "app_id", Resource::Apps, false), must("tag", name::<Version>)];
@@ -192,6 +195,10 @@ fn ingredient_name(text: &str) -> Result<(), String> {
 
 fn repo_url(text: &str) -> Result<(), String> {
     RepoUrl::parse(text).map(drop).map_err(|e| vr_common::exit::chain(&e))
+}
+
+fn driver(text: &str) -> Result<(), String> {
+    text.parse::<DriverKind>().map(drop)
 }
 
 fn is_repo_type(text: &str) -> Result<(), String> {
@@ -288,6 +295,9 @@ pub(super) async fn read(
         }
     }
     check_memory(&wish.values, current)?;
+    if resource == Resource::Hosts {
+        check_host(&wish.values, current)?;
+    }
     if resource == Resource::Swarms {
         check_routing(api, &wish.values, current)?;
         place_swarm(api, &mut wish, mode, sent, current).await?;
@@ -313,6 +323,7 @@ fn shown(resource: Resource, field: &str) -> bool {
             "error",
         ],
         Resource::Releases => &["hash", "compiled_name"],
+        Resource::Hosts => &["found_driver", "found_at"],
         Resource::Swarms => &["app_name", "squad_name"],
         _ => &[],
     };
@@ -393,6 +404,26 @@ fn check_memory(values: &Values, current: Option<&Map<String, Value>>) -> Result
         )),
         _ => Ok(()),
     }
+}
+
+/// Where a host's agent may be. The socket of this machine's agent is written by the server itself, and only taken back.
+fn check_host(values: &Values, current: Option<&Map<String, Value>>) -> Result<(), Failure> {
+    let value = |field: &str| -> Option<&str> {
+        match values.columns.iter().find(|(column, _)| *column == field) {
+            Some((_, Datum::Text(text))) => Some(text),
+            Some(_) => None,
+            None => current?.get(field)?.as_str(),
+        }
+    };
+    let Some(url) = value("agent_url") else { return Ok(()) };
+    if current.and_then(|object| object.get("agent_url")?.as_str()) != Some(url) {
+        check_agent_url(url).map_err(|reason| Failure::field("agent_url", format!("agent_url: {reason}")))?;
+    }
+    if value("driver") == Some(DriverKind::Supervisor.name()) {
+        let message = "agent_url: a host with the driver supervisor has no agent: expected null";
+        return Err(Failure::field("agent_url", message));
+    }
+    Ok(())
 }
 
 /// A swarm with a pool needs a balancer, and a balancer must be one of the settings.

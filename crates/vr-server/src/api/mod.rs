@@ -19,6 +19,7 @@ mod objects;
 mod page;
 mod paging;
 mod procs;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod yaml_fields;
@@ -35,7 +36,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Extension, Router};
 use http::{HeaderValue, StatusCode, Uri, header};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 pub use auth::{Auth, hash_password};
@@ -78,6 +79,8 @@ impl fmt::Debug for ApiState {
 struct Shared {
     state: ApiState,
     addresses: PoolAddresses,
+    /// How many more logs may be followed.
+    logs: Arc<Semaphore>,
 }
 
 /// The state of all handlers.
@@ -96,6 +99,11 @@ impl Deref for Api {
 const DEADLINE: Duration = Duration::from_secs(60);
 /// How long one may take that waits for a proc to stop in its own time.
 const HOST_DEADLINE: Duration = Duration::from_secs(150);
+
+/// How long one may take that removes what a host no longer needs.
+const CLEAN_UP_DEADLINE: Duration = Duration::from_secs(11 * 60);
+/// How many logs may be followed at once: each holds a connection here and one to a host.
+const LOGS: usize = 200;
 
 struct Route {
     path: String,
@@ -125,10 +133,13 @@ fn routes() -> Vec<Route> {
     add("/api/v1/hosts/{key}/procs/", quick, get(procs::of_host));
     let of_proc = get(procs::show).post(procs::act).delete(procs::delete);
     add("/api/v1/hosts/{key}/procs/{proc}/", Some(HOST_DEADLINE), of_proc);
+    add("/api/v1/hosts/{key}/clean-up/", Some(CLEAN_UP_DEADLINE), post(procs::clean_up));
     add("/api/v1/dispatches/", quick, get(dispatches::list));
     add("/api/v1/dispatches/{id}/", quick, get(dispatches::show));
     add("/api/v1/events/", quick, get(feed::list));
     add("/api/streams/events/", None, get(feed::stream));
+    add("/api/streams/proc_changes/", None, get(streams::proc_changes));
+    add("/api/streams/proc_log/{key}/{proc}/", None, get(streams::proc_log));
     add("/", quick, get(page::show));
     routes
 }
@@ -144,7 +155,8 @@ fn open_routes() -> Vec<Route> {
 /// The whole service.
 pub fn router(state: ApiState) -> Router {
     let addresses = PoolAddresses::new(Arc::clone(&state.balancers));
-    let api = Api(Arc::new(Shared { state, addresses }));
+    let logs = Arc::new(Semaphore::new(LOGS));
+    let api = Api(Arc::new(Shared { state, addresses, logs }));
     let guarded = assemble(routes())
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)

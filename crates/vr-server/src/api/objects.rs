@@ -65,6 +65,7 @@ pub(super) async fn create(
     if let Some(version) = wish.version {
         api.store.change_swarm_version(id, &version, &user.0).await?;
     }
+    note_hosts(&api, resource);
     let object = documents::one(&api, resource, id).await?;
     let mut response = json_response(StatusCode::CREATED, &object);
     if let Some(location) = object["resource_uri"].as_str().and_then(|uri| HeaderValue::from_str(uri).ok()) {
@@ -108,7 +109,15 @@ async fn write(
     if let Some(version) = version {
         api.store.change_swarm_version(id, &version, &user.0).await?;
     }
+    note_hosts(api, resource);
     Ok(json_response(StatusCode::OK, &documents::one(api, resource, id).await?))
+}
+
+/// New hosts are looked at at once.
+fn note_hosts(api: &Api, resource: Resource) {
+    if matches!(resource, Resource::Hosts | Resource::Squads) {
+        api.fleet.hosts_changed();
+    }
 }
 
 pub(super) async fn delete(
@@ -119,6 +128,7 @@ pub(super) async fn delete(
 ) -> Result<Response, Failure> {
     let id = locate(&api, resource, &key).await?;
     api.store.delete(resource, id, &user.0).await?;
+    note_hosts(&api, resource);
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

@@ -1,5 +1,7 @@
 //! The API over a real store and simulated hosts, request by request.
 
+mod hosts;
+
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -67,7 +69,7 @@ impl Bench {
             hosts.insert(name.to_owned(), SimulatedHost::new(name));
         }
         let simulated = hosts.clone();
-        let fleet = Fleet::new(store.clone(), move |host| {
+        let fleet = Fleet::new(store.clone(), EventLog::new(store.clone()), move |host| {
             let host = simulated.get(&host.name).cloned();
             Arc::new(host.unwrap_or_else(|| SimulatedHost::new("unknown"))) as Arc<dyn HostDriver>
         });

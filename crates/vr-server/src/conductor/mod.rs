@@ -292,6 +292,7 @@ impl Conductor {
         };
         match self.fleet.driver(host).delete(&late.proc).await {
             Ok(()) => {
+                self.fleet.note_gone(&late.host, &late.proc);
                 if let Err(error) = self.store.forget_delete(&late.host, &late.proc).await {
                     tracing::warn!(error = %chain(&error), "a deleted proc was not forgotten");
                 }

@@ -674,6 +674,7 @@ fn expected(placed: &Placement) -> ProcDocument {
         host: placed.host.clone(),
         jsname: placed.proc.replace('.', "dot"),
         id: format!("{}-{}", placed.host, placed.proc),
+        usage: None,
     }
 }
 

@@ -69,9 +69,10 @@ impl World {
         let hosts: BTreeMap<_, _> =
             hosts.iter().map(|name| ((*name).to_owned(), SimulatedHost::new(name))).collect();
         let drivers = hosts.clone();
-        let fleet = Fleet::new(store.clone(), move |row| -> Arc<dyn HostDriver> {
-            Arc::new(drivers[&row.name].clone())
-        });
+        let fleet =
+            Fleet::new(store.clone(), EventLog::new(store.clone()), move |row| -> Arc<dyn HostDriver> {
+                Arc::new(drivers[&row.name].clone())
+            });
         let world = Self {
             events: EventLog::new(store.clone()),
             fleet,

@@ -4,26 +4,64 @@
 //! costs nobody more than its own deadline.
 
 mod agent;
+mod connect;
+mod fleet;
+mod http;
+mod pubsub;
+mod settings;
 #[cfg(test)]
 pub mod simulated;
-mod unknown;
+mod supervisor;
+mod tls;
 
-use std::collections::HashMap;
 use std::fmt;
+use std::pin::Pin;
 use std::str::FromStr;
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::join_all;
+use bytes::Bytes;
+use futures_util::Stream;
 use thiserror::Error;
-use vr_common::host_api::{ProcDocument, UptestResult};
+use vr_common::host_api::{CleanUpReport, HostInfo, ProcChange, ProcDocument, UptestResult};
+use vr_common::names::ContainerName;
+use vr_common::proc_data::ProcData;
 
-pub use agent::AgentDriver;
-pub use unknown::UnknownHost;
+pub use agent::{AgentDriver, Lines};
+pub use connect::{Connector, check_agent_url};
+pub use fleet::{Fleet, FleetChange, HostView, REMOVED};
+pub use pubsub::PubSub;
+pub use settings::{AgentSettings, HostSettings, HostsSettings, SupervisorSettings};
+pub use supervisor::SupervisorDriver;
 
-use crate::store::{HostRow, Store};
-use crate::time::{self, Millis};
+/// How a host is talked to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DriverKind {
+    /// By vr-agent's JSON API.
+    Agent,
+    /// By Supervisor's XML-RPC, and SSH.
+    Supervisor,
+}
+
+impl DriverKind {
+    /// As the store and the API write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Supervisor => "supervisor",
+        }
+    }
+}
+
+impl FromStr for DriverKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Agent, Self::Supervisor].into_iter().find(|kind| kind.name() == text).ok_or_else(|| {
+            format!("{text:?} is not a driver: expected agent, supervisor, or null to find out")
+        })
+    }
+}
 
 /// What may be done to a proc that exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +107,14 @@ pub enum HostError {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// One of the two does not trust the other: a wrong token or password, an unknown certificate or host key.
+    #[error("host {host}: {message}")]
+    Denied {
+        /// The host.
+        host: String,
+        /// Who does not trust whom, and what to do about it.
+        message: String,
+    },
     /// It answered that it cannot.
     #[error("host {host}: {message}")]
     Refused {
@@ -87,11 +133,67 @@ pub enum HostError {
         /// The proc.
         proc: String,
     },
+    /// The proc was not deployed by Velociraptor, so it may be started and stopped, but no more.
+    #[error(
+        "{proc} on host {host} was not deployed by Velociraptor: it can be started and stopped, but not removed"
+    )]
+    NotOurs {
+        /// The host.
+        host: String,
+        /// The proc.
+        proc: String,
+    },
 }
+
+impl HostError {
+    fn unreachable(host: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Unreachable { host: host.to_owned(), source: source.into() }
+    }
+
+    fn denied(host: &str, message: impl Into<String>) -> Self {
+        Self::Denied { host: host.to_owned(), message: message.into() }
+    }
+
+    fn refused(host: &str, message: impl Into<String>) -> Self {
+        Self::Refused { host: host.to_owned(), message: message.into(), log_tail: None }
+    }
+
+    fn no_such_proc(host: &str, proc: &str) -> Self {
+        Self::NoSuchProc { host: host.to_owned(), proc: proc.to_owned() }
+    }
+
+    /// Whether the host gave no answer at all.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+}
+
+/// A log as it is written, in pieces of any size.
+pub type LogStream = Pin<Box<dyn Stream<Item = Result<Bytes, HostError>> + Send>>;
+
+/// What a host says by itself.
+#[derive(Debug, Clone, PartialEq)]
+pub enum News {
+    /// These are all its procs, sorted by name.
+    List(Vec<ProcDocument>),
+    /// A proc changed.
+    Change(Box<ProcChange>),
+    /// It is there.
+    Alive,
+}
+
+/// News with the id after which to go on when the stream breaks.
+pub type NewsStream = Pin<Box<dyn Stream<Item = Result<(Option<String>, News), HostError>> + Send>>;
 
 /// How the server talks to one host. Every call has a deadline and may be repeated.
 #[async_trait]
 pub trait HostDriver: Send + Sync + fmt::Debug {
+    /// Which one it is; none while that is not known.
+    fn kind(&self) -> Option<DriverKind>;
+    /// How often to ask for its procs when it does not say by itself what happens.
+    fn poll_every(&self) -> Duration {
+        Duration::from_secs(5)
+    }
     /// All procs, sorted by name.
     async fn procs(&self) -> Result<Vec<ProcDocument>, HostError>;
     /// Sets a proc up and starts it; gives it back once it runs. The same again changes nothing.
@@ -104,101 +206,30 @@ pub trait HostDriver: Send + Sync + fmt::Debug {
     async fn delete(&self, proc: &str) -> Result<(), HostError>;
     /// The last `bytes` bytes of a proc's log.
     async fn log_tail(&self, proc: &str, bytes: u64) -> Result<String, HostError>;
+    /// About the last `bytes` bytes of a proc's log, and what is written from now on until the proc is gone.
+    async fn log_follow(&self, proc: &str, bytes: u64) -> Result<LogStream, HostError>;
+    /// Removes what no proc uses any more.
+    async fn clean_up(&self) -> Result<CleanUpReport, HostError>;
+    /// What the host is.
+    async fn facts(&self) -> Result<HostInfo, HostError>;
+    /// What the host says by itself from now on, beginning with its list unless nothing was missed since `after`. None
+    /// when it says nothing and has to be asked.
+    async fn changes(&self, after: Option<&str>) -> Result<Option<NewsStream>, HostError>;
 }
 
-/// What is known of a host.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct HostView {
-    /// Its procs when it last answered, sorted by name.
-    pub procs: Vec<ProcDocument>,
-    /// When it last answered.
-    pub seen: Option<Millis>,
-    /// Since when it does not answer, if so.
-    pub unreachable_since: Option<Millis>,
-}
-
-type MakeDriver = dyn Fn(&HostRow) -> Arc<dyn HostDriver> + Send + Sync;
-
-/// All hosts. Cheap to clone.
-#[derive(Clone)]
-pub struct Fleet {
-    store: Store,
-    make: Arc<MakeDriver>,
-    views: Arc<RwLock<HashMap<String, HostView>>>,
-}
-
-impl fmt::Debug for Fleet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fleet").finish_non_exhaustive()
-    }
-}
-
-/// How long a host may take to say which procs it has.
-const LOOK_DEADLINE: Duration = Duration::from_secs(5);
-
-impl Fleet {
-    /// The hosts of the store; `make` gives the driver of one.
-    pub fn new(store: Store, make: impl Fn(&HostRow) -> Arc<dyn HostDriver> + Send + Sync + 'static) -> Self {
-        Self { store, make: Arc::new(make), views: Arc::default() }
-    }
-
-    /// The driver of a host.
-    pub fn driver(&self, host: &HostRow) -> Arc<dyn HostDriver> {
-        (self.make)(host)
-    }
-
-    /// What was last known of a host; empty for one that was never looked at.
-    pub fn view(&self, host: &str) -> HostView {
-        let views = self.views.read().unwrap_or_else(PoisonError::into_inner);
-        views.get(host).cloned().unwrap_or_default()
-    }
-
-    /// Asks a host for its procs now, and keeps the answer.
-    pub async fn look(&self, host: &HostRow) -> Result<Vec<ProcDocument>, HostError> {
-        let driver = self.driver(host);
-        let answer = match tokio::time::timeout(LOOK_DEADLINE, driver.procs()).await {
-            Ok(answer) => answer,
-            Err(late) => Err(HostError::Unreachable { host: host.name.clone(), source: late.into() }),
-        };
-        let now = time::now();
-        let mut views = self.views.write().unwrap_or_else(PoisonError::into_inner);
-        let view = views.entry(host.name.clone()).or_default();
-        match &answer {
-            Ok(procs) => *view = HostView { procs: procs.clone(), seen: Some(now), unreachable_since: None },
-            Err(_) => view.unreachable_since = view.unreachable_since.or(Some(now)),
-        }
-        drop(views);
-        answer
-    }
-
-    /// Adds a proc that was deployed just now to what is known of its host.
-    pub fn note(&self, proc: ProcDocument) {
-        let mut views = self.views.write().unwrap_or_else(PoisonError::into_inner);
-        let procs = &mut views.entry(proc.host.clone()).or_default().procs;
-        procs.retain(|known| known.name != proc.name);
-        procs.push(proc);
-        procs.sort_by(|a, b| a.name.cmp(&b.name));
-    }
-
-    /// Looks at all hosts at once, and forgets those that the store no longer has.
-    pub async fn look_at_all(&self) {
-        let hosts = match self.store.hosts().await {
-            Ok(hosts) => hosts,
-            Err(error) => {
-                tracing::warn!(error = %vr_common::exit::chain(&error), "hosts were not looked at");
-                return;
-            }
-        };
-        join_all(hosts.iter().map(|host| self.look(host))).await;
-        let mut views = self.views.write().unwrap_or_else(PoisonError::into_inner);
-        views.retain(|name, _| hosts.iter().any(|host| &host.name == name));
-    }
-
-    /// Looks at all hosts again and again.
-    pub async fn keep_looking(&self, every: Duration) {
-        loop {
-            self.look_at_all().await;
-            tokio::time::sleep(every).await;
+/// Checks that a `proc.yaml` is of the proc of that name.
+///
+/// # Errors
+/// One sentence.
+fn check_proc_yaml(proc: &str, text: &str) -> Result<(ContainerName, ProcData), String> {
+    let name: ContainerName = proc.parse().map_err(|e| format!("{e}"))?;
+    let data = ProcData::parse("proc.yaml", text).map_err(|e| vr_common::exit::chain(&e))?;
+    match data.container_name() {
+        Some(inside) if inside == name => Ok((name, data)),
+        Some(inside) => Err(format!("proc.yaml is of {inside}, but was sent for {proc}")),
+        None => {
+            Err("proc.yaml needs all of app_name, version, config_name, release_hash and proc_name"
+                .to_owned())
         }
     }
 }

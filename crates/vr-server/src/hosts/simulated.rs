@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use vr_common::host_api::{ProcDocument, ProcState, UptestResult};
-use vr_common::names::ParsedProcName;
+use bytes::Bytes;
+use vr_common::host_api::{CleanUpReport, HostInfo, ProcDocument, ProcState, UptestResult};
+use vr_common::names::{ContainerName, ParsedProcName};
 
-use super::{Action, HostDriver, HostError};
+use super::{Action, DriverKind, HostDriver, HostError, LogStream, NewsStream};
 
 /// A proc document as an agent would give it.
 pub fn document(host: &str, name: &str, state: ProcState) -> ProcDocument {
@@ -30,6 +31,7 @@ pub fn document(host: &str, name: &str, state: ProcState) -> ProcDocument {
         host: host.into(),
         jsname: name.replace('.', "dot"),
         id: format!("{host}-{name}"),
+        usage: None,
     }
 }
 
@@ -114,6 +116,10 @@ impl SimulatedHost {
 
 #[async_trait]
 impl HostDriver for SimulatedHost {
+    fn kind(&self) -> Option<DriverKind> {
+        Some(DriverKind::Agent)
+    }
+
     async fn procs(&self) -> Result<Vec<ProcDocument>, HostError> {
         self.call("procs", "")?;
         Ok(self.with(|s| s.procs.iter().map(|(n, (state, _))| document(&self.name, n, *state)).collect()))
@@ -143,6 +149,9 @@ impl HostDriver for SimulatedHost {
 
     async fn delete(&self, proc: &str) -> Result<(), HostError> {
         self.call("delete", proc)?;
+        if proc.parse::<ContainerName>().is_err() {
+            return Err(HostError::NotOurs { host: self.name.clone(), proc: proc.into() });
+        }
         self.with(|s| s.procs.remove(proc));
         Ok(())
     }
@@ -150,5 +159,26 @@ impl HostDriver for SimulatedHost {
     async fn log_tail(&self, proc: &str, _: u64) -> Result<String, HostError> {
         self.call("log_tail", proc)?;
         Ok("last words".into())
+    }
+
+    async fn log_follow(&self, proc: &str, _: u64) -> Result<LogStream, HostError> {
+        self.call("log_follow", proc)?;
+        let pieces = ["first\nsec", "ond\n", "last words"].map(|piece| Ok(Bytes::from(piece)));
+        Ok(Box::pin(futures_util::stream::iter(pieces)))
+    }
+
+    async fn clean_up(&self) -> Result<CleanUpReport, HostError> {
+        self.call("clean_up", "")?;
+        Ok(CleanUpReport::default())
+    }
+
+    async fn facts(&self) -> Result<HostInfo, HostError> {
+        self.call("facts", "")?;
+        Err(HostError::refused(&self.name, "it is not real"))
+    }
+
+    async fn changes(&self, _: Option<&str>) -> Result<Option<NewsStream>, HostError> {
+        self.call("changes", "")?;
+        Ok(None)
     }
 }

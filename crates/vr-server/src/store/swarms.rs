@@ -61,7 +61,7 @@ impl SwarmRow {
 }
 
 /// A host.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, sqlx::FromRow)]
 pub struct HostRow {
     /// Its number.
     pub id: i64,
@@ -73,7 +73,19 @@ pub struct HostRow {
     pub squad_id: Option<i64>,
     /// Where its agent answers, when it is not at the usual place.
     pub agent_url: Option<String>,
+    /// How to talk to it, `agent` or `supervisor`; none to find out.
+    pub driver: Option<String>,
+    /// How to talk to it as it was found out.
+    pub found_driver: Option<String>,
+    /// Where it was found.
+    pub found_url: Option<String>,
+    /// When it was found, in Unix milliseconds.
+    pub found_at: Option<i64>,
 }
+
+/// The columns of a [`HostRow`].
+const HOST: &str =
+    "SELECT id, name, active, squad_id, agent_url, driver, found_driver, found_url, found_at FROM hosts";
 
 const SWARM: &str =
     "SELECT s.id, s.app_id, a.name AS app_name, s.release_id, b.tag AS version, s.config_name,
@@ -133,7 +145,7 @@ impl Store {
 
     /// All hosts, by name.
     pub async fn hosts(&self) -> Result<Vec<HostRow>> {
-        sqlx::query_as("SELECT id, name, active, squad_id, agent_url FROM hosts ORDER BY name")
+        sqlx::query_as(sqlx::AssertSqlSafe(format!("{HOST} ORDER BY name")))
             .fetch_all(&self.pool)
             .await
             .doing("read hosts")
@@ -141,13 +153,24 @@ impl Store {
 
     /// A squad's hosts, by name.
     pub async fn hosts_of_squad(&self, squad_id: i64) -> Result<Vec<HostRow>> {
-        sqlx::query_as(
-            "SELECT id, name, active, squad_id, agent_url FROM hosts WHERE squad_id = $1 ORDER BY name",
-        )
-        .bind(squad_id)
-        .fetch_all(&self.pool)
-        .await
-        .doing("read a squad's hosts")
+        sqlx::query_as(sqlx::AssertSqlSafe(format!("{HOST} WHERE squad_id = $1 ORDER BY name")))
+            .bind(squad_id)
+            .fetch_all(&self.pool)
+            .await
+            .doing("read a squad's hosts")
+    }
+
+    /// Remembers how a host is talked to, as it was found out just now.
+    pub async fn remember_driver(&self, host_id: i64, driver: &str, url: &str, now: i64) -> Result<()> {
+        sqlx::query("UPDATE hosts SET found_driver = $1, found_url = $2, found_at = $3 WHERE id = $4")
+            .bind(driver)
+            .bind(url)
+            .bind(now)
+            .bind(host_id)
+            .execute(&self.pool)
+            .await
+            .doing("remember how a host is talked to")?;
+        Ok(())
     }
 
     /// Makes sure that a host of this name exists and that its agent is looked for at `agent_url`;

@@ -33,7 +33,8 @@ pub struct Memory {
 }
 
 impl Memory {
-    fn of(process: u32) -> Result<Self> {
+    /// Looks at a process.
+    pub fn of(process: u32) -> Result<Self> {
         let read = |file: &str| {
             let path = format!("/proc/{process}/{file}");
             fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))

@@ -1,7 +1,7 @@
 //! `cargo xtask bench runner`: what starting a container, setting a build up and waiting for an app cost.
 
 mod builds;
-mod memory;
+pub mod memory;
 mod overlay;
 mod peers;
 mod report;

@@ -122,6 +122,10 @@ static HOSTS: Table = Table {
         text("name", "h.name"),
         truth("active", "h.active"),
         link("squad", Resource::Squads, "q.name", "h.squad_id"),
+        text("driver", "h.driver"),
+        text("agent_url", "h.agent_url"),
+        text("found_driver", "h.found_driver"),
+        time("found_at", "h.found_at"),
     ],
     filters: &[number("squad__id", "q.id"), text("squad__name", "q.name")],
 };

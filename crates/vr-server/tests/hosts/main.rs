@@ -1,0 +1,9 @@
+//! Hosts as the server uses them: one suite over both drivers, on real programs: vr-agent and vrun; Debian's supervisord, sshd
+//! and redis-server. Needs root, as vrun and sshd do.
+
+mod agent;
+mod fleet;
+mod redis;
+mod rig;
+mod suite;
+mod supervisor;
