@@ -1,6 +1,7 @@
 //! One machine with everything on it, as `vr-server up` makes it.
 
 use std::fs::{self, File};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -26,6 +27,7 @@ pub struct Machine {
     ports: PortBlock,
     more_flags: Vec<String>,
     server: Option<Child>,
+    listen: String,
     url: String,
     keep: bool,
 }
@@ -53,18 +55,32 @@ impl Machine {
         Self::new(dir.path().to_owned(), Some(dir), more_flags)
     }
 
+    /// A machine in a temporary folder with this `settings.yaml`, whose server listens at an address that its other hosts
+    /// reach.
+    pub fn start_with_hosts(address: Ipv4Addr, settings: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("vr-machine-").tempdir().expect("a temporary folder");
+        let data = dir.path().join("data");
+        fs::create_dir(&data).and_then(|()| fs::write(data.join("settings.yaml"), settings)).expect("the settings");
+        Self::new_at(dir.path().to_owned(), Some(dir), &[], format!("{address}:0"))
+    }
+
     /// A machine in a given folder, which stays.
     pub fn start_in(root: &Path) -> Self {
         Self::new(root.to_owned(), None, &[])
     }
 
     fn new(root: PathBuf, temporary: Option<tempfile::TempDir>, more_flags: &[&str]) -> Self {
+        Self::new_at(root, temporary, more_flags, "127.0.0.1:0".to_owned())
+    }
+
+    fn new_at(root: PathBuf, temporary: Option<tempfile::TempDir>, more_flags: &[&str], listen: String) -> Self {
         let mut machine = Self {
             root,
             _temporary: temporary,
             ports: PortBlock::take(),
             more_flags: more_flags.iter().map(|flag| (*flag).to_owned()).collect(),
             server: None,
+            listen,
             url: String::new(),
             keep: false,
         };
@@ -119,7 +135,7 @@ impl Machine {
         let said = self.root.join("server.out");
         let out = File::create(&said).expect("the server's output");
         // The same address as before, so that those who wait for the server find it again.
-        let listen = self.url.strip_prefix("http://").unwrap_or("127.0.0.1:0").to_owned();
+        let listen = self.url.strip_prefix("http://").unwrap_or(&self.listen).to_owned();
         let ((first, last), (low, high)) = (self.ports.procs(), self.ports.pools());
         let child = self
             .program("vr-server")

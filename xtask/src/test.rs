@@ -12,7 +12,7 @@ use crate::debian;
 use crate::steps::{self, cargo, timed};
 
 /// What the tests run, and the Debian package that holds it.
-const PROGRAMS: [(&str, &str); 13] = [
+const PROGRAMS: [(&str, &str); 19] = [
     ("git", "git"),
     ("hg", "mercurial"),
     ("make", "make"),
@@ -26,6 +26,12 @@ const PROGRAMS: [(&str, &str); 13] = [
     ("sshd", "openssh-server"),
     ("ip", "iproute2"),
     ("sudo", "sudo"),
+    ("ps", "procps"),
+    ("curl", "curl"),
+    ("openssl", "openssl"),
+    ("faketime", "faketime"),
+    ("nginx", "nginx"),
+    ("varnishd", "varnish"),
 ];
 
 /// What the tests read without running it, and the Debian package that holds it.

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{error, info, warn};
 use vr_common::host_api::{
-    Deleted, HostInfo, KeptLog, ProcDocument, ProcList, ProcState, UptestReport, UptestResult,
+    Deleted, HostInfo, KeptLog, ProcDocument, ProcList, ProcState, UptestReport, UptestResult, Usage,
 };
 use vr_common::names::ContainerName;
 use vr_common::paths::VrRoot;
@@ -192,16 +192,6 @@ impl Host {
         ProcList { host: self.name.clone(), procs }
     }
 
-    /// The same, each with what it uses of the host.
-    pub async fn list_with_usage(&self) -> ProcList {
-        let mut list = self.list();
-        let usage = self.usage().await;
-        for proc in &mut list.procs {
-            proc.usage = usage.get(&proc.name).cloned();
-        }
-        list
-    }
-
     /// One proc.
     pub fn document(&self, name: &str) -> Result<ProcDocument, AgentError> {
         let handle = self.lock().supervised.get(name).cloned();
@@ -215,7 +205,8 @@ impl Host {
         Ok(proc)
     }
 
-    async fn usage(&self) -> Arc<BTreeMap<String, vr_common::host_api::Usage>> {
+    /// What the procs use of the host, by name; of one that was just added there may be nothing yet.
+    pub async fn usage(&self) -> Arc<BTreeMap<String, Usage>> {
         let procs = self.handles().into_iter().map(|(name, handle)| (name, handle.shown.borrow().clone()));
         self.meter.usage(procs.collect()).await
     }

@@ -14,6 +14,7 @@ pub mod check;
 pub mod clean_up;
 pub mod cli;
 pub mod connection;
+pub mod deadline;
 pub mod document;
 pub mod error;
 pub mod files;

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use vr_common::state_file;
 
 use crate::{files, process};
 
@@ -102,7 +103,7 @@ impl Record {
 
     /// Writes a proc's record for good.
     pub fn save(&self, proc_dir: &Path) -> io::Result<()> {
-        files::write_atomically(&proc_dir.join(FILE_NAME), &serde_json::to_vec(self)?)
+        state_file::replace(&proc_dir.join(FILE_NAME), &serde_json::to_vec(self)?)
     }
 }
 

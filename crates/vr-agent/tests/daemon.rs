@@ -4,6 +4,7 @@
 mod harness;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use harness::{
     NAME, PATIENCE, TOKEN, TestHost, Vrun, agent_program, folder, host, host_with, is_alive, proc_yaml, send,
-    until,
+    until, write_secret,
 };
 use http_body_util::BodyExt;
 use hyper::{Request, StatusCode};
@@ -44,7 +45,7 @@ fn refusal(arguments: &[&str]) -> (Option<i32>, String) {
 fn an_agent_that_would_let_everybody_in_does_not_start() {
     let dir = folder();
     let token = dir.path().join("token");
-    fs::write(&token, TOKEN).unwrap();
+    write_secret(&token, TOKEN);
     let token = token.to_str().unwrap();
     for (arguments, part) in [
         (vec!["--listen", "0.0.0.0:0"], "expected --token-file, or --client-ca"),
@@ -55,11 +56,16 @@ fn an_agent_that_would_let_everybody_in_does_not_start() {
         (vec!["--token-file", token, "--tls-cert", token, "--tls-key", token], "in PEM"),
         (vec!["--config", "/nowhere/agent.yaml"], "cannot read /nowhere/agent.yaml"),
         (vec!["--config", token], "invalid type"),
+        (vec!["--token-file", token, "--redis-url", "gopher://h"], "--redis-url: "),
     ] {
         let (code, said) = refusal(&arguments);
         assert_eq!(code, Some(2), "{arguments:?}: {said}");
         assert!(said.starts_with("ERROR: ") && said.contains(part), "{arguments:?}: {said}");
     }
+    // A token that others know is none, but whose files they are is not ours to say.
+    fs::set_permissions(token, fs::Permissions::from_mode(0o644)).unwrap();
+    let (_, said) = refusal(&["--token-file", token, "--listen", "127.0.0.1:0", "--redis-url", "gopher://h"]);
+    assert!(said.contains("can be read by other users: chmod 600"), "{said}");
 }
 
 /// An authority, and what it vouches for, as files in a folder.

@@ -10,12 +10,12 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use harness::{NAME, TOKEN, TestHost, Vrun, answer, host, is_alive, proc_yaml, until};
+use harness::{NAME, TOKEN, TestHost, Vrun, answer, host, is_alive, proc_yaml, send, until};
 use reqwest::{Method, StatusCode};
 use rustix::process::Signal;
-use vr_common::host_api::{Deleted, ProcList, ProcState, UptestReport};
+use vr_common::host_api::{Deleted, ProcDocument, ProcList, ProcState, UptestReport};
 
 fn sleeper(more: &str) -> String {
     proc_yaml(&format!("cmd: sleep 98765\n{more}"))
@@ -575,7 +575,6 @@ async fn a_full_disk_stops_no_supervision() {
     send(up.pid, Signal::KILL);
     host.until("another process", |now| now.pid != 0 && now.pid != up.pid).await;
     let again = host.until_state(ProcState::Running).await;
-    eprintln!("{}", host.agent_log());
     // A stop is a stop, and is remembered.
     assert_eq!(host.post("stop").await.unwrap().statename, ProcState::Stopped);
     assert!(!is_alive(again.pid));
@@ -597,4 +596,106 @@ async fn a_full_disk_stops_no_supervision() {
     assert!(!disk.path(&format!("procs/{NAME}")).exists());
     disk.make_room();
     host.deploy(&yaml).await.unwrap();
+}
+
+/// Debian's library that tells a program another wall clock, and nothing but that.
+fn faketime() -> PathBuf {
+    let folders = fs::read_dir("/usr/lib").unwrap().flatten().map(|entry| entry.path());
+    let found = folders.map(|folder| folder.join("faketime/libfaketime.so.1")).find(|path| path.exists());
+    found.expect("install Debian's package faketime")
+}
+
+#[tokio::test]
+async fn a_wall_clock_that_jumps_changes_nothing_but_what_is_shown() {
+    let mut host = host(Vrun::StandIn).await;
+    host.end_agent(Signal::TERM);
+    let clock = host.path("clock");
+    let set = |offset: &str| fs::write(&clock, offset).unwrap();
+    set("+0");
+    host.variables = vec![
+        ("LD_PRELOAD", faketime().display().to_string()),
+        ("FAKETIME_TIMESTAMP_FILE", clock.display().to_string()),
+        ("FAKETIME_NO_CACHE", "1".to_owned()),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+    ];
+    host.start_agent().await;
+    let mut up = host.deploy(&sleeper("")).await.unwrap();
+    let year = |document: &ProcDocument| document.now.as_ref().unwrap()[..4].parse::<i32>().unwrap();
+    let now = year(&up);
+    for (offset, expected) in [("+3653d", now + 10), ("-3653d", now - 10), ("+0", now)] {
+        set(offset);
+        let shown = host.look().await;
+        assert!((year(&shown) - expected).abs() <= 1, "{shown:?}");
+        assert_eq!((shown.statename, shown.pid), (ProcState::Running, up.pid));
+        assert!(!shown.description.contains('-'), "{shown:?}");
+
+        // A start still takes a second, and a wait for the next one no longer than before.
+        let began = Instant::now();
+        let restarted = host.post("restart").await.unwrap();
+        assert_eq!(restarted.statename, ProcState::Running);
+        assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+        let app = host.proc_dir().join("rootfs/app");
+        fs::rename(&app, host.path("app")).unwrap();
+        send(restarted.pid, Signal::KILL);
+        host.until_state(ProcState::Backoff).await;
+        let began = Instant::now();
+        fs::rename(host.path("app"), &app).unwrap();
+        up = host.until_state(ProcState::Running).await;
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        assert_eq!(host.waiting_vruns().len(), 1);
+
+        // Whatever it reads on the clock, the next agent knows the proc again.
+        host.end_agent(Signal::KILL);
+        host.start_agent().await;
+        assert_eq!(host.look().await.pid, up.pid);
+    }
+}
+
+#[tokio::test]
+async fn procs_that_hang_at_their_start_hold_up_others_only_for_a_while() {
+    let host = host(Vrun::StandIn).await;
+    let go = host.path("go");
+    let hangs = sleeper(&format!("x_before_status: while [ ! -e {} ]; do sleep 0.1; done", go.display()));
+    let name = |number: usize| NAME.replace("5001", &(6000 + number).to_string());
+    let put = |number: usize, yaml: &str| {
+        let body = serde_json::json!({ "proc_yaml": yaml.replace("5001", &(6000 + number).to_string()) });
+        host.request(Method::PUT, &format!("procs/{}", name(number))).json(&body)
+    };
+    let states = async || {
+        let list: ProcList = host.call(Method::GET, "procs").await.unwrap();
+        list.procs.into_iter().map(|proc| (proc.statename, proc.pid)).collect::<Vec<_>>()
+    };
+    // More than are started at once on any machine that this runs on.
+    let at_once = 4 * std::thread::available_parallelism().unwrap().get();
+    for number in 0..at_once {
+        tokio::spawn(put(number, &hangs).send());
+    }
+    let all_hang = async || {
+        let states = states().await;
+        states.len() == at_once && states.iter().all(|(state, pid)| *state == ProcState::Starting && *pid != 0)
+    };
+    let deadline = Instant::now() + harness::PATIENCE;
+    while !all_hang().await {
+        assert!(Instant::now() < deadline, "{:?}", states().await);
+    }
+    let began = Instant::now();
+    // One that waits for its turn can be stopped without ever having been started.
+    let late = at_once + 1;
+    let asked = tokio::spawn(answer::<serde_json::Value>(put(late, &sleeper(""))));
+    let late_state = async || states().await.into_iter().nth(at_once);
+    while late_state().await != Some((ProcState::Starting, 0)) {
+        assert!(Instant::now() < deadline, "{:?}", states().await);
+    }
+    let stopped: ProcDocument = host.call(Method::POST, &format!("procs/{}/stop", name(late))).await.unwrap();
+    assert_eq!((stopped.statename, stopped.description.as_str()), (ProcState::Stopped, "Not started"));
+    assert_eq!(asked.await.unwrap().unwrap_err().status, StatusCode::CONFLICT);
+    assert!(began.elapsed() < Duration::from_secs(8), "it did not wait for others: {:?}", began.elapsed());
+    // One that goes on waiting gets its turn although the others still hang.
+    let up = host.call::<ProcDocument>(Method::POST, &format!("procs/{}/start", name(late))).await.unwrap();
+    assert_eq!(up.statename, ProcState::Running);
+    assert!(!go.exists());
+    fs::write(&go, "").unwrap();
+    while states().await.iter().any(|(state, _)| *state != ProcState::Running) {
+        assert!(Instant::now() < deadline, "{:?}", states().await);
+    }
 }

@@ -7,7 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
-use harness::{NAME, TOKEN, Vrun, agent_program, folder, host_with, is_alive, proc_yaml, send, until};
+use harness::{
+    NAME, TOKEN, Vrun, agent_program, folder, host_with, is_alive, proc_yaml, send, until, write_secret,
+};
 use reqwest::StatusCode;
 use rustix::process::Signal;
 use vr_agent::address::{AgentAddress, ListenAddress};
@@ -22,7 +24,7 @@ fn example(name: &str) -> String {
 /// The example of settings, for a folder of the test's.
 fn settings(folder: &Path) -> String {
     let at = |name: &str| folder.join(name).display().to_string();
-    fs::write(at("agent.token"), TOKEN).unwrap();
+    write_secret(&folder.join("agent.token"), TOKEN);
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     fs::write(at("agent.pem"), made.cert.pem()).unwrap();
     fs::write(at("agent.key"), made.signing_key.serialize_pem()).unwrap();

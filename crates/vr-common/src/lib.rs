@@ -23,6 +23,7 @@ pub mod proc_data;
 pub mod process;
 pub mod progress;
 pub mod secret;
+pub mod state_file;
 pub mod supervisor;
 pub mod vcs;
 mod web_proxy;

@@ -63,7 +63,7 @@ fn an_app_that_takes_too_much_memory_is_killed_and_people_are_told() {
         assert_eq!(run.end(), 137);
         assert!(run.output().contains(WORDS), "{}", run.output());
         let news: RunStatus = serde_json::from_slice(&fs::read(&status).unwrap()).unwrap();
-        assert_eq!(news.message.as_deref(), Some(WORDS));
+        assert_eq!((news.message.as_deref(), news.oom_kills), (Some(WORDS), Some(1)));
         assert_eq!(groups_of(run.child.id()), Vec::<PathBuf>::new());
 
         let mut command = world.command("run");

@@ -205,6 +205,27 @@ fn an_app_that_does_not_stop_is_killed_by_the_second_signal_or_after_the_grace_p
 }
 
 #[test]
+fn an_app_is_asked_to_end_with_the_stop_signal_of_its_file() {
+    let script = "trap 'echo INT; exit 5' INT; trap 'echo USR1' USR1; trap 'echo TERM' TERM; echo ready
+        while :; do sleep 1 & wait $!; done";
+    let world = World::new(script).yaml("stopsignal: SIGINT").ready();
+    let mut run = world.start();
+    run.until_says("ready");
+    // Other signals are what they are.
+    run.signal(Signal::SIGUSR1);
+    run.until_says("USR1");
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.end(), 5);
+    assert!(run.output().contains("INT") && !run.output().contains("TERM"), "{}", run.output());
+
+    let world = World::new(script).yaml("stopsignal: KILL\ngrace_period: 3600").ready();
+    let mut run = world.start();
+    run.until_says("ready");
+    run.signal(Signal::SIGTERM);
+    assert_eq!(run.end(), 137);
+}
+
+#[test]
 fn nothing_is_left_however_the_run_ends() {
     // The app leaves daemons behind, some of which lost their parent.
     let script = "(setsid sleep $MARK & ) ; sleep $MARK & echo ready; [ $WAIT = no ] || sleep $MARK";

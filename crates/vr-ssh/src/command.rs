@@ -240,7 +240,8 @@ pub(crate) fn invalid(what: &str, reason: &'static str) -> SshError {
 /// How a command ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Status {
-    /// By itself, with this code. A command with input that a signal ended has 128 and the signal's number, as in shells.
+    /// By itself, with this code. A command with input that a signal ended has 128 and the signal's number, as in
+    /// shells.
     Code(u32),
     /// By a signal, such as `TERM`.
     Signal(String),

@@ -1,5 +1,5 @@
-//! Which host keys are known, after `sshd(8)`, "SSH_KNOWN_HOSTS FILE FORMAT": lists of names with wildcards and negation,
-//! hashed names, `[name]:port`, several keys a host, `@revoked` and `@cert-authority`.
+//! Which host keys are known, after `sshd(8)`, "SSH_KNOWN_HOSTS FILE FORMAT": lists of names with wildcards and
+//! negation, hashed names, `[name]:port`, several keys a host, `@revoked` and `@cert-authority`.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};

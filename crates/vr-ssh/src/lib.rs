@@ -1,8 +1,8 @@
 //! Commands and files on other machines, over SSH.
 //!
 //! [`SshHost`] is a host. It connects when there is something to do, keeps the connection for a while, and runs
-//! [`Command`]s over it, as many at once as are wanted. Every call has a deadline: a host that is gone, frozen or cut off
-//! costs no more than that.
+//! [`Command`]s over it, as many at once as are wanted. Every call has a deadline: a host that is gone, frozen or cut
+//! off costs no more than that.
 //!
 //! The host's key is always checked (`known_hosts`), secrets are in no message and in no list of processes, and a
 //! command that nobody waits for any more is ended.

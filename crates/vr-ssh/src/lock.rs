@@ -1,8 +1,8 @@
 //! A lock on a host, that ends with whoever holds it.
 //!
 //! It is an flock of the host's, held by a small script over a connection of its own. Both sides show each other that
-//! they are still there: the host gives the lock up after a minute without a sign of us, and we take it as lost after half
-//! of that.
+//! they are still there: the host gives the lock up after a minute without a sign of us, and we take it as lost after
+//! half of that.
 
 use std::path::Path;
 use std::time::Duration;
@@ -54,7 +54,8 @@ impl SshHost {
     /// Takes the lock of a file, which is made when missing; its folder has to exist. `note` says to others who has it.
     ///
     /// # Errors
-    /// [`SshError::Locked`] when somebody else still has it after `wait` (to the second), and when it could not be tried.
+    /// [`SshError::Locked`] when somebody else still has it after `wait` (to the second); others when it could not be
+    /// tried.
     pub async fn lock(&self, path: &Path, note: &str, wait: Duration, who: As) -> Result<Lock, SshError> {
         if !path.is_absolute() {
             return Err(invalid(&path.to_string_lossy(), "the path does not begin with a slash"));

@@ -1,7 +1,7 @@
 //! A command that runs on another machine, over one channel of a connection.
 //!
-//! Each has a task of its own, which always reads what comes, even when nobody here waits any more: a channel that is not
-//! read would hold up all others of its connection, as the library hands out data in the order in which it comes.
+//! Each has a task of its own, which always reads what comes, even when nobody here waits any more: a channel that is
+//! not read would hold up all others of its connection, as the library hands out data in the order in which it comes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -373,8 +373,8 @@ enum Step {
     Begin,
 }
 
-/// Keeps a command from its input until sudo is through. sudo gets the password only when it asks for it: were it written
-/// anyway, a sudo that does not ask would leave it to the command.
+/// Keeps a command from its input until sudo is through. sudo gets the password only when it asks for it: were it
+/// written anyway, a sudo that does not ask would leave it to the command.
 struct Gate {
     /// What sudo's prompt has in it, and what the shell behind sudo says; nothing else on earth does.
     mark: String,

@@ -122,7 +122,8 @@ fn after_a_reboot_runs_what_should_run_and_nothing_else() {
             });
             remote.host.lose_power();
         });
-        remote.reboot();
+        remote.lose_power();
+        remote.power_on();
         for port in [5001, 5005, 5006, 5007, 5008, 5009] {
             let pid = remote.until_running(port);
             assert!(is_alive(pid) && remote.waiting_vruns(port) == 1, "{port}");

@@ -4,3 +4,4 @@
 
 mod agents;
 mod remote;
+mod server;

@@ -136,10 +136,14 @@ impl Remote {
         self.agent.take().expect("an agent").wait().expect("the agent's end");
     }
 
-    /// Takes the power away and gives it back; then only the agent is started, as by systemd.
-    pub fn reboot(&mut self) {
+    /// Takes the power away.
+    pub fn lose_power(&mut self) {
         self.host.lose_power();
         self.agent.take().expect("an agent").wait().expect("the agent's end");
+    }
+
+    /// Gives it back; then only the agent is started, as by systemd.
+    pub fn power_on(&mut self) {
         self.host.boot();
         self.start_agent();
     }

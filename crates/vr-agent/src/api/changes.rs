@@ -15,7 +15,7 @@ use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 use vr_common::host_api::{Hello, ProcChange};
 
-use super::{Api, one_more_stream};
+use super::{Api, one_more_stream, too_many_streams};
 use crate::changes::{Change, Lagged, Subscription};
 use crate::error::AgentError;
 use crate::host::Host;
@@ -36,10 +36,7 @@ pub(super) async fn changes(
     query: Result<Query<ChangesQuery>, QueryRejection>,
 ) -> Result<Response, AgentError> {
     let Query(query) = query.map_err(|e| AgentError::BadRequest(e.body_text()))?;
-    let permit = match one_more_stream(&api.streams) {
-        Ok(permit) => permit,
-        Err(refused) => return Ok(refused),
-    };
+    let Some(permit) = one_more_stream(&api.streams) else { return Ok(too_many_streams()) };
     // The header is newer: a browser that connects again sends it with the address that it had from the start.
     let last =
         headers.get("last-event-id").and_then(|id| id.to_str().ok()).map(str::to_owned).or(query.after);

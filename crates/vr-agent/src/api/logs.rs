@@ -12,7 +12,7 @@ use futures_util::stream;
 use serde::Deserialize;
 use vr_common::host_api::KeptLogs;
 
-use super::{Api, off_thread, one_more_stream, parse};
+use super::{Api, off_thread, one_more_stream, parse, too_many_streams};
 use crate::error::AgentError;
 use crate::host::LOG_LIMIT;
 use crate::logs::{self, Follower, LogFile, Window};
@@ -76,10 +76,7 @@ pub(super) async fn follow(
 ) -> Result<Response, AgentError> {
     let name = parse(&name)?.to_string();
     let Query(query) = query.map_err(|e| AgentError::BadRequest(e.body_text()))?;
-    let permit = match one_more_stream(&api.streams) {
-        Ok(permit) => permit,
-        Err(refused) => return Ok(refused),
-    };
+    let Some(permit) = one_more_stream(&api.streams) else { return Ok(too_many_streams()) };
     let (host, asked) = (Arc::clone(&api.host), name.clone());
     let path = off_thread("log", move || host.log_file(&asked)).await?;
     let host = Arc::clone(&api.host);

@@ -6,6 +6,7 @@
 mod access;
 mod changes;
 mod facts;
+mod list;
 mod logs;
 mod refusal;
 
@@ -23,7 +24,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use vr_common::host_api::{
-    CleanUpReport, CleanUpRequest, Deleted, DeployRequest, ProcDocument, ProcList, UptestReport,
+    CleanUpReport, CleanUpRequest, Deleted, DeployRequest, ProcDocument, UptestReport,
 };
 use vr_common::names::ContainerName;
 use vr_common::secret::Secret;
@@ -31,6 +32,7 @@ use vr_common::secret::Secret;
 use self::access::Access;
 use self::refusal::refuse;
 use crate::clean_up::CleanUps;
+use crate::deadline::to_the_end;
 use crate::error::AgentError;
 use crate::host::Host;
 use crate::supervision::SETUP_DEADLINE;
@@ -83,7 +85,7 @@ pub fn router(service: Arc<Service>, is_open: bool) -> Router {
     let door = service.access.door(is_open);
     Router::new()
         .route("/v1/info", get(facts::info))
-        .route("/v1/procs", get(list))
+        .route("/v1/procs", get(list::list))
         .route("/v1/procs/{name}", get(document).put(deploy).delete(delete))
         .route("/v1/procs/{name}/start", post(start))
         .route("/v1/procs/{name}/stop", post(stop))
@@ -100,10 +102,6 @@ pub fn router(service: Arc<Service>, is_open: bool) -> Router {
         })
         .layer(middleware::from_fn_with_state(door, access::check))
         .with_state(service)
-}
-
-async fn list(State(api): State<Api>) -> Json<ProcList> {
-    Json(api.host.list_with_usage().await)
 }
 
 async fn document(
@@ -159,12 +157,14 @@ async fn clean_up(State(api): State<Api>, body: Body) -> Result<Json<CleanUpRepo
         .map_err(IntoResponse::into_response)
 }
 
-/// One of the answers that may be given at once without an end.
-fn one_more_stream(streams: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Response> {
-    Arc::clone(streams).try_acquire_owned().map_err(|_| {
-        let text = format!("{STREAMS} streams are open, and there can be no more; close some, or try again");
-        refuse(StatusCode::SERVICE_UNAVAILABLE, &text)
-    })
+/// One of the answers that may be given at once without an end, if there is one left.
+fn one_more_stream(streams: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    Arc::clone(streams).try_acquire_owned().ok()
+}
+
+fn too_many_streams() -> Response {
+    let text = format!("{STREAMS} streams are open, and there can be no more; close some, or try again");
+    refuse(StatusCode::SERVICE_UNAVAILABLE, &text)
 }
 
 fn parse(name: &str) -> Result<ContainerName, AgentError> {
@@ -186,20 +186,6 @@ async fn read_json<T: DeserializeOwned>(body: Body, example: &str) -> Result<T, 
     let bytes = if bytes.is_empty() { &b"{}"[..] } else { &bytes[..] };
     serde_json::from_slice(bytes)
         .map_err(|e| refuse(StatusCode::BAD_REQUEST, &format!("expected JSON such as {example}: {e}")))
-}
-
-/// Carries a change through even if the caller hangs up or has waited long enough.
-async fn to_the_end<T: Send + 'static>(
-    name: String,
-    deadline: Duration,
-    work: impl Future<Output = Result<T, AgentError>> + Send + 'static,
-) -> Result<T, AgentError> {
-    match tokio::time::timeout(deadline, tokio::spawn(work)).await {
-        Ok(Ok(done)) => done,
-        Ok(Err(e)) if e.is_panic() => Err(AgentError::Broken(name)),
-        Ok(Err(_)) => Err(AgentError::ShuttingDown),
-        Err(_) => Err(AgentError::Slow { name, seconds: deadline.as_secs() }),
-    }
 }
 
 /// Reads files where that holds up nobody.

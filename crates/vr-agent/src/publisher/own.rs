@@ -149,7 +149,7 @@ mod tests {
         let snapshot =
             Snapshot { state, pid: 5556, started_at: Some(1_355_897_986_000), ..Snapshot::unknown() };
         changes.publish(kind, &Arc::from(NAME), snapshot);
-        let message = message(&*reader.next().await.unwrap(), "somewhere").unwrap();
+        let message = message(&reader.next().await.unwrap(), "somewhere").unwrap();
         message.map(|text| serde_json::from_str(&text).unwrap())
     }
 

@@ -8,13 +8,13 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use rustix::process::Signal;
-use tokio::time::timeout;
 use vr_common::exit::chain;
 use vr_common::host_api::{ProcDocument, ProcState};
 use vr_common::supervisor::fault;
 use vr_common::xmlrpc::{Fault, Value};
 
 use super::faults::{about, bare, of_look, of_start};
+use crate::deadline::to_the_end;
 use crate::error::AgentError;
 use crate::host::Host;
 use crate::supervision::Wait;
@@ -123,7 +123,7 @@ async fn start_process(
     }
     let process = document.name.clone();
     let work = async move { host.start_with(&process, waiting(wait)).await.map(drop) };
-    to_the_end(&document.name, START_DEADLINE, work).await.map_err(|e| of_start(&name, &e))
+    to_the_end(document.name.clone(), START_DEADLINE, work).await.map_err(|e| of_start(&name, &e))
 }
 
 /// Has a process that is up stopped. One that is still being set up is given up.
@@ -139,7 +139,7 @@ async fn stop_process(
     }
     let process = document.name.clone();
     let work = async move { host.stop_with(&process, waiting(wait)).await.map(drop) };
-    to_the_end(&document.name, CHANGE_DEADLINE, work).await.map_err(|e| of_look(&name, &e))
+    to_the_end(document.name.clone(), CHANGE_DEADLINE, work).await.map_err(|e| of_look(&name, &e))
 }
 
 async fn signal_process(
@@ -154,7 +154,7 @@ async fn signal_process(
     }
     let process = document.name.clone();
     let work = async move { host.signal(&process, sent).await };
-    to_the_end(&document.name, CHANGE_DEADLINE, work).await.map_err(|e| match e {
+    to_the_end(document.name.clone(), CHANGE_DEADLINE, work).await.map_err(|e| match e {
         AgentError::NotRunning(_) => about(fault::NOT_RUNNING, &name),
         e => of_look(&name, &e),
     })
@@ -248,7 +248,7 @@ impl Deed {
             Self::ClearLog => {
                 let process = document.name.clone();
                 let work = async move { host.clear_log(&process).await };
-                let cleared = to_the_end(&document.name, CHANGE_DEADLINE, work).await;
+                let cleared = to_the_end(document.name.clone(), CHANGE_DEADLINE, work).await;
                 cleared.map_err(|e| match e {
                     AgentError::NoSuchProc(_) => about(fault::BAD_NAME, &name),
                     _ => about(fault::FAILED, &name),
@@ -320,7 +320,7 @@ fn status(name: &str, done: Result<(), Fault>) -> Value {
 pub(super) async fn add(host: &Arc<Host>, name: &str) -> Result<Value, Fault> {
     let (worker, process) = (Arc::clone(host), name.to_owned());
     let work = async move { worker.add(&process).await.map(drop) };
-    to_the_end(name, START_DEADLINE, work).await.map_err(|e| match e {
+    to_the_end(name.to_owned(), START_DEADLINE, work).await.map_err(|e| match e {
         AgentError::AlreadyAdded(_) => about(fault::ALREADY_ADDED, name),
         AgentError::NoSuchProc(_) => about(fault::BAD_NAME, name),
         AgentError::ShuttingDown => bare(fault::SHUTDOWN_STATE),
@@ -333,25 +333,11 @@ pub(super) async fn add(host: &Arc<Host>, name: &str) -> Result<Value, Fault> {
 pub(super) async fn remove(host: &Arc<Host>, name: &str) -> Result<Value, Fault> {
     let (worker, process) = (Arc::clone(host), name.to_owned());
     let work = async move { worker.let_go(&process).await.map(drop) };
-    to_the_end(name, CHANGE_DEADLINE, work).await.map_err(|e| match e {
+    to_the_end(name.to_owned(), CHANGE_DEADLINE, work).await.map_err(|e| match e {
         AgentError::StillRunning(_) => about(fault::STILL_RUNNING, name),
         e => of_look(name, &e),
     })?;
     Ok(Value::Boolean(true))
-}
-
-/// Carries a change through even if the caller hangs up or has waited long enough.
-async fn to_the_end<T: Send + 'static>(
-    name: &str,
-    deadline: Duration,
-    work: impl Future<Output = Result<T, AgentError>> + Send + 'static,
-) -> Result<T, AgentError> {
-    match timeout(deadline, tokio::spawn(work)).await {
-        Ok(Ok(done)) => done,
-        Ok(Err(e)) if e.is_panic() => Err(AgentError::Broken(name.to_owned())),
-        Ok(Err(_)) => Err(AgentError::ShuttingDown),
-        Err(_) => Err(AgentError::Slow { name: name.to_owned(), seconds: deadline.as_secs() }),
-    }
 }
 
 #[cfg(test)]

@@ -54,6 +54,12 @@ pub fn folder() -> TempDir {
     tempfile::Builder::new().prefix("vr-agent-test-").tempdir().unwrap()
 }
 
+/// Writes a file that only its owner may read.
+pub fn write_secret(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
 /// A host in a given folder, with an agent that is told more.
 pub async fn host_with(vrun: Vrun, more: &[String], dir: TempDir) -> TestHost {
     let mut host = prepared(vrun, more, dir);
@@ -62,7 +68,7 @@ pub async fn host_with(vrun: Vrun, more: &[String], dir: TempDir) -> TestHost {
 }
 
 fn prepared(vrun: Vrun, more: &[String], dir: TempDir) -> TestHost {
-    fs::write(dir.path().join("token"), format!("{TOKEN}\n")).unwrap();
+    write_secret(&dir.path().join("token"), &format!("{TOKEN}\n"));
     let bin_dir = match vrun {
         Vrun::StandIn => {
             let bin_dir = dir.path().join("bin");

@@ -162,12 +162,14 @@ fn session() -> Vec<Step> {
     ]
 }
 
+type Configurer = Box<dyn Fn(&str, Configuration) + Send + Sync>;
+
 /// One of the two that are compared.
 struct Side {
     url: String,
     client: SupervisorClient,
     /// Writes a program's configuration, or removes it.
-    configure: Box<dyn Fn(&str, Configuration) + Send + Sync>,
+    configure: Configurer,
 }
 
 impl Side {

@@ -1,10 +1,11 @@
 //! The file that says how a run began and ended, for whoever watches the proc.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use vr_common::host_api::RunStatus;
+use vr_common::state_file;
 
 use crate::container::{ExitStatus, Running};
 
@@ -47,15 +48,9 @@ pub(super) fn failed(mut status: RunStatus, message: String) -> RunStatus {
     status
 }
 
-/// Replaces the file as a whole.
+/// Replaces the file as a whole, also on a full disk: whoever watches an app that is started again there has to learn of it.
 pub(super) fn write(path: &Path, status: &RunStatus) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut aside = tempfile::NamedTempFile::new_in(folder)?;
-    serde_json::to_writer(&mut aside, status)?;
-    aside.write_all(b"\n")?;
-    aside.as_file().sync_all()?;
-    aside.persist(path)?;
-    File::open(folder)?.sync_all()
+    state_file::replace(path, &serde_json::to_vec(status)?)
 }
 
 fn now() -> i64 {

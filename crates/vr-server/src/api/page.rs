@@ -62,6 +62,7 @@ struct HostPart {
     active: bool,
     procs: usize,
     seen: Option<String>,
+    error: Option<String>,
     unreachable_since: Option<String>,
 }
 
@@ -127,6 +128,7 @@ async fn gather(api: &Api) -> Result<Page, Failure> {
                 active: host.active,
                 procs: view.procs.len(),
                 seen: view.seen.map(time::iso),
+                error: view.error,
                 unreachable_since: view.unreachable_since.map(time::iso),
                 name: host.name,
             }

@@ -30,6 +30,10 @@ const ACT: Duration = Duration::from_secs(90);
 const CLEAN_UP: Duration = Duration::from_secs(10 * 60);
 /// How long a plain question may take.
 const ASK: Duration = Duration::from_millis(4500);
+/// How often a host is asked whether it is there while it does something that may take longer than [`ASK`].
+const STILL_THERE: Duration = Duration::from_secs(5);
+/// How often in a row it may leave that unanswered.
+const SILENT: u32 = 3;
 /// The largest answer that is read, and the largest event of a stream, in bytes.
 const MAX_ANSWER: usize = 16 << 20;
 /// How long a stream of changes may be silent: the agent says every 15 s that it is there.
@@ -66,6 +70,23 @@ impl AgentDriver {
         }
     }
 
+    /// Waits until the host no longer answers. One that is cut off in the middle of a deploy says nothing, and the deploy
+    /// may take long.
+    async fn until_silent(&self) -> HostError {
+        let mut unanswered = 0;
+        loop {
+            tokio::time::sleep(STILL_THERE).await;
+            let asked =
+                self.endpoint.call(self.request(Method::GET, "info"), Bytes::new(), ASK, MAX_ANSWER).await;
+            unanswered = if asked.is_ok() { 0 } else { unanswered + 1 };
+            if let Err(error) = asked
+                && unanswered >= SILENT
+            {
+                return self.no_answer(error);
+            }
+        }
+    }
+
     fn request(&self, method: Method, path: &str) -> http::request::Builder {
         let request = http::Request::builder().method(method).uri(format!("/v1/{path}"));
         match &self.token {
@@ -87,8 +108,11 @@ impl AgentDriver {
             request = request.header(header::CONTENT_TYPE, "application/json");
             bytes = serde_json::to_vec(body).map_err(|e| self.unreachable(e))?.into();
         }
-        let answer = self.endpoint.call(request, bytes, deadline, MAX_ANSWER).await;
-        let answer = answer.map_err(|e| self.no_answer(e))?;
+        let answer = self.endpoint.call(request, bytes, deadline, MAX_ANSWER);
+        let answer = tokio::select! {
+            answer = answer => answer.map_err(|e| self.no_answer(e))?,
+            error = self.until_silent(), if deadline > ASK => return Err(error),
+        };
         if answer.status.is_success() {
             Ok(answer.body)
         } else {
@@ -244,37 +268,35 @@ fn news(
         if reading.over {
             return None;
         }
-        loop {
-            let problem: Box<dyn std::error::Error + Send + Sync> = loop {
-                if let Some(line) = reading.lines.next() {
-                    if line.starts_with(':') {
-                        return Some((Ok((None, News::Alive)), reading));
-                    }
-                    let Some(event) = reading.reader.line(&line) else { continue };
-                    reading.pending = reading.lines.waiting();
-                    let id = Some(event.id).filter(|id| !id.is_empty());
-                    let kind = event.event.as_deref().unwrap_or("message");
-                    match read_news(&reading.host, kind, &event.data) {
-                        Ok(news) => return Some((Ok((id, news)), reading)),
-                        Err(error) => break error.into(),
-                    }
+        let problem: Box<dyn std::error::Error + Send + Sync> = loop {
+            if let Some(line) = reading.lines.next() {
+                if line.starts_with(':') {
+                    return Some((Ok((None, News::Alive)), reading));
                 }
-                match tokio::time::timeout(SILENCE, reading.body.next()).await {
-                    Ok(Some(Ok(chunk))) => {
-                        reading.pending += chunk.len();
-                        reading.lines.push(&chunk);
-                    }
-                    Ok(Some(Err(error))) => break error.into(),
-                    Ok(None) => break "it ended its stream of changes".into(),
-                    Err(_) => break format!("its stream of changes was silent for {SILENCE:?}").into(),
+                let Some(event) = reading.reader.line(&line) else { continue };
+                reading.pending = reading.lines.waiting();
+                let id = Some(event.id).filter(|id| !id.is_empty());
+                let kind = event.event.as_deref().unwrap_or("message");
+                match read_news(&reading.host, kind, &event.data) {
+                    Ok(news) => return Some((Ok((id, news)), reading)),
+                    Err(error) => break error.into(),
                 }
-                if reading.pending > MAX_ANSWER {
-                    break format!("one of its changes is longer than {MAX_ANSWER} bytes").into();
+            }
+            match tokio::time::timeout(SILENCE, reading.body.next()).await {
+                Ok(Some(Ok(chunk))) => {
+                    reading.pending += chunk.len();
+                    reading.lines.push(&chunk);
                 }
-            };
-            reading.over = true;
-            return Some((Err(HostError::unreachable(&reading.host, problem)), reading));
-        }
+                Ok(Some(Err(error))) => break error.into(),
+                Ok(None) => break "it ended its stream of changes".into(),
+                Err(_) => break format!("its stream of changes was silent for {SILENCE:?}").into(),
+            }
+            if reading.pending > MAX_ANSWER {
+                break format!("one of its changes is longer than {MAX_ANSWER} bytes").into();
+            }
+        };
+        reading.over = true;
+        Some((Err(HostError::unreachable(&reading.host, problem)), reading))
     })
 }
 

@@ -100,6 +100,32 @@ async fn changes_are_told(kind: DriverKind) {
     assert!(place("PROCESS_STATE_STOPPED") < place(REMOVED), "{told:?}");
 }
 
+/// By far most changes are known at once: they are pushed. (How soon exactly: `cargo xtask bench agent`.)
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_of_an_agent_are_told_at_once() {
+    let watched = watched(DriverKind::Agent).await;
+    let mut changes = watched.fleet.listen();
+    let (name, yaml) = proc(5001, SLEEP);
+    let driver = watched.rig.driver.clone();
+    let acting = tokio::spawn(async move {
+        driver.deploy(&name, &yaml).await.unwrap();
+        for _ in 0..8 {
+            driver.act(&name, Action::Stop).await.unwrap();
+            driver.act(&name, Action::Start).await.unwrap();
+        }
+    });
+    let mut delays = Vec::new();
+    while delays.len() < 32 {
+        let next = tokio::time::timeout(Duration::from_secs(30), changes.recv()).await;
+        let change = next.unwrap_or_else(|_| panic!("only {delays:?}")).unwrap().change;
+        delays.push(vr_server::time::now() - change.at);
+    }
+    acting.await.unwrap();
+    delays.sort_unstable();
+    println!("delays in ms: {delays:?}");
+    assert!(delays[delays.len() / 2] < 250, "{delays:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_of_an_agent_are_told() {
     changes_are_told(DriverKind::Agent).await;

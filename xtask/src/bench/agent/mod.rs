@@ -71,15 +71,13 @@ pub fn run(options: &Options) -> Result<()> {
         // The server starts it.
         super::program(None, "vr-balancer", "vr-balancer")?;
     }
-    // Before there is any other thread, so that none of them is ended by a signal.
-    let signals = processes::block_signals()?;
     super::enter_private_mounts()?;
     let folder = super::folder()?;
     let world = World::make(&folder, &IMAGE, vrun.clone())?;
     // Nobody else measures now, as the world says: what runs in any world was left by somebody who was killed.
     end_all(&folder)?;
     let everything = Everything(folder.clone());
-    processes::end_on_signal(signals, folder, world.path().to_owned())?;
+    processes::end_on_signal(folder, world.path().to_owned())?;
     let mut machine = Machine::look(world.path(), &[&agent, &vrun, &server], &PROGRAMS)?;
 
     let ports: Vec<u16> = (0..options.procs).map(|number| FIRST_PORT + number).collect();

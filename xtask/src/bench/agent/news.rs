@@ -182,8 +182,8 @@ impl Server {
     fn until_it_knows(&self, count: usize) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         until("the server to know all procs", || {
-            let list: Value = self.client.get("/api/hosts/bench/procs/")?;
-            let known = list["procs"].as_array().map_or(0, Vec::len);
+            let list: Value = self.client.get("/api/v1/hosts/bench/procs/")?;
+            let known = list["objects"].as_array().map_or(0, Vec::len);
             if Instant::now() > deadline {
                 bail!("the server knows {known} procs: {list}");
             }

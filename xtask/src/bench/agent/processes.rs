@@ -8,18 +8,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, SysconfVar, sysconf};
+use tokio::signal::unix::{SignalKind, signal};
 
 pub use crate::bench::runner::memory::Memory;
 use crate::bench::world::World;
-
-/// The signals that end a benchmark.
-pub fn block_signals() -> Result<SigSet> {
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-    signals.thread_block().context("cannot block signals")?;
-    Ok(signals)
-}
 
 /// Held while a program is started, and for ever once the benchmark is being ended: nothing is started then.
 static STARTING: Mutex<()> = Mutex::new(());
@@ -30,15 +24,30 @@ pub fn start(program: &mut Command) -> Result<Child> {
     program.spawn().with_context(|| format!("cannot start {}", Path::new(program.get_program()).display()))
 }
 
-/// Ends everything in the folder, and the program, when one of the signals comes; removes the world.
-pub fn end_on_signal(signals: SigSet, folder: PathBuf, world: PathBuf) -> Result<()> {
+/// Ends everything in the folder, and the program, when somebody asks it to end; removes the world.
+pub fn end_on_signal(folder: PathBuf, world: PathBuf) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot wait for signals")?;
+    let _inside = runtime.enter();
+    // By handlers: what is blocked instead would be blocked in all programs that are measured, too.
+    let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]
+        .map(|kind| signal(kind).context("cannot wait for a signal"))
+        .into_iter()
+        .collect::<Result<Vec<_>>>()?;
     let ended = move || {
-        let Ok(signal) = signals.wait() else { return };
+        let any = async {
+            let waits = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
+            futures_util::future::select_all(waits).await;
+        };
+        runtime.block_on(any);
         let _never_again = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = end_all(&folder).and_then(|()| Ok(vr_common::archive::remove_tree(&world)?)) {
             eprintln!("{error:#}");
         }
-        std::process::exit(128 + signal as i32);
+        eprintln!("ended before the end");
+        std::process::exit(1);
     };
     std::thread::Builder::new().spawn(ended).context("cannot start a thread")?;
     Ok(())

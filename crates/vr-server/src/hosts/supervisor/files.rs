@@ -254,8 +254,8 @@ true
 
 fn read_facts(host: &str, supervisor: &str, text: &str) -> HostInfo {
     let all = |key: &str| {
-        let found = text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
-        found.last().unwrap_or_default().trim().to_owned()
+        let mut found = text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+        found.next_back().unwrap_or_default().trim().to_owned()
     };
     let number = |key: &str| all(key).parse::<u64>().unwrap_or_default();
     let (disk, load) = (all("disk"), all("load"));

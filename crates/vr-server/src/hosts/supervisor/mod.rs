@@ -43,8 +43,6 @@ const LOOK: Duration = Duration::from_millis(200);
 const LAST_WORDS: u64 = 4096;
 /// How long an app may take to end, unless its proc.yaml says.
 const GRACE: u32 = 10;
-/// Supervisor's own pause before the first, second, … new try.
-const LONGEST_BACKOFF: Duration = Duration::from_secs(600);
 
 /// The Supervisor of one host. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -178,8 +176,7 @@ impl SupervisorDriver {
                 ProcState::Running => return Ok(Outcome::Up(info)),
                 // Supervisor begins at its next look around, and a new one ends in between.
                 ProcState::Stopped if begun.elapsed() < BEGIN => {}
-                ProcState::Starting | ProcState::Backoff if begun.elapsed() < UP.max(LONGEST_BACKOFF / 5) => {
-                }
+                ProcState::Starting | ProcState::Backoff if begun.elapsed() < UP => {}
                 _ => return Ok(Outcome::Down(info)),
             }
             tokio::time::sleep(LOOK).await;
