@@ -39,6 +39,19 @@ pub struct PoolChange {
     pub edit: Edit,
 }
 
+impl PoolChange {
+    /// What it would do to a pool of a balancer without files that has these nodes; none stands for no pool.
+    pub(crate) fn diff(&self, balancer: &str, nodes: Option<&[Node]>) -> Option<FileDiff> {
+        let pool = &self.pool;
+        let text = |nodes: Option<&[Node]>| {
+            let nodes = nodes.map(|nodes| nodes.iter().map(|node| format!("{node}\n")).collect::<String>());
+            nodes.map_or_else(String::new, |nodes| format!("pool {pool}\n{nodes}"))
+        };
+        let new = self.edit.apply(nodes);
+        FileDiff::new(balancer, &format!("pool {pool}"), &text(nodes), &text(new.as_deref()))
+    }
+}
+
 /// What is done with a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Edit {
@@ -192,12 +205,7 @@ pub trait Balancer: Send + Sync {
         let pool = &change.pool;
         let old =
             if self.list_pools().await?.contains(pool) { Some(self.get_nodes(pool).await?) } else { None };
-        let new = change.edit.apply(old.as_deref());
-        let text = |nodes: Option<Vec<Node>>| {
-            let nodes = nodes.map(|nodes| nodes.iter().map(|node| format!("{node}\n")).collect::<String>());
-            nodes.map_or_else(String::new, |nodes| format!("pool {pool}\n{nodes}"))
-        };
-        Ok(FileDiff::new(self.name(), &format!("pool {pool}"), &text(old), &text(new)).into_iter().collect())
+        Ok(change.diff(self.name(), old.as_deref()).into_iter().collect())
     }
 
     /// Asks every host whether it can do its work, and whether all have the same. A host with problems is no error.

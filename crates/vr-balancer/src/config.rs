@@ -2,6 +2,9 @@
 //!
 //! A backend is chosen by its short name or by the dotted path that existing settings files use.
 
+mod on_hosts;
+mod without_files;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +22,7 @@ use crate::nginx::{self, Nginx};
 use crate::pools_in_files::{FileBalancer, FileBalancerSettings, Program};
 use crate::proxy::client::ProxyBalancer;
 use crate::site::Site;
+use crate::stingray::EndpointError;
 use crate::varnish::{self, Varnish};
 
 /// Why settings were refused.
@@ -76,6 +80,14 @@ pub enum ConfigError {
         /// What is there.
         found: String,
     },
+    /// A traffic manager that cannot be asked like this.
+    #[error("BALANCERS.{balancer}")]
+    Stingray {
+        /// The balancer.
+        balancer: String,
+        /// Why.
+        source: EndpointError,
+    },
     /// Keys about SSH that do not fit together, or hold something that they cannot.
     #[error("BALANCERS.{balancer}: {reason}")]
     Ssh {
@@ -111,6 +123,9 @@ const LOGIN: &[&str] = &[
     "sudo",
     "sudo_password",
     "connect_timeout",
+    "agent_socket",
+    "keepalive",
+    "idle_timeout",
 ];
 /// The keys of backends whose pools are files on hosts.
 const FILES: &[&str] =
@@ -152,12 +167,13 @@ const BACKENDS: &[Backend] = &[
     Backend {
         short_name: "varnish",
         dotted_name: "varnish.VarnishBalancer",
-        keys: &[LOGIN, FILES, &["main_pool_file", "pool_file_prefix", "vcl_file", "varnishadm_cmd"]],
+        keys: &[LOGIN, FILES, &["main_pool_file", "pool_file_prefix", "vcl_file", "varnishadm_cmd", "varnishstat_cmd"]],
         build: |settings| {
             let default = Varnish::default();
             let include_dir = settings.folder("include_dir", varnish::INCLUDE_DIR)?;
             let program = Varnish {
                 varnishadm_cmd: settings.command("varnishadm_cmd")?.unwrap_or(default.varnishadm_cmd),
+                varnishstat_cmd: settings.command("varnishstat_cmd")?.unwrap_or(default.varnishstat_cmd),
                 vcl_file: settings.folder("vcl_file", &default.vcl_file)?,
                 reload_cmd: settings.command("reload_cmd")?,
                 test_cmd: settings.command("test_cmd")?,
@@ -167,6 +183,36 @@ const BACKENDS: &[Backend] = &[
             };
             settings.pools_in_files(include_dir, Arc::new(program))
         },
+    },
+    Backend {
+        short_name: "haproxy",
+        dotted_name: "haproxy.HaproxyBalancer",
+        keys: &[LOGIN, FILES, on_hosts::HAPROXY],
+        build: |settings| settings.haproxy(),
+    },
+    Backend {
+        short_name: "stingray",
+        dotted_name: "stingray.StingrayBalancer",
+        keys: &[without_files::STINGRAY],
+        build: |settings| settings.stingray(),
+    },
+    Backend {
+        short_name: "zxtm",
+        dotted_name: "zxtm.ZXTMBalancer",
+        keys: &[without_files::STINGRAY],
+        build: |settings| settings.stingray(),
+    },
+    Backend {
+        short_name: "chained",
+        dotted_name: "chained.ChainedBalancer",
+        keys: &[&["BALANCERS"]],
+        build: |settings| settings.chained(),
+    },
+    Backend {
+        short_name: "exec",
+        dotted_name: "exec.ExecBalancer",
+        keys: &[without_files::EXEC],
+        build: |settings| settings.exec(),
     },
 ];
 
@@ -398,11 +444,11 @@ pub fn load_config(path: &Path) -> Result<BTreeMap<String, Arc<dyn Balancer>>, C
 mod tests {
     use super::*;
 
-    fn load(text: &str) -> Result<BTreeMap<String, Arc<dyn Balancer>>, ConfigError> {
+    pub(super) fn load(text: &str) -> Result<BTreeMap<String, Arc<dyn Balancer>>, ConfigError> {
         from_config(&yaml::parse_mapping("settings", text).unwrap())
     }
 
-    fn error(text: &str) -> String {
+    pub(super) fn error(text: &str) -> String {
         load(text).err().unwrap().to_string()
     }
 
@@ -422,11 +468,11 @@ mod tests {
     fn what_is_wrong_is_named_with_what_was_expected() {
         assert_eq!(
             error("front: {BACKEND: nginy}"),
-            "BALANCERS.front: unknown BACKEND \"nginy\", expected one of dummy, proxy, nginx, varnish"
+            format!("BALANCERS.front: unknown BACKEND \"nginy\", expected one of {}", known_backends())
         );
         assert_eq!(
             error("front: {}"),
-            "BALANCERS.front: expected BACKEND to be one of dummy, proxy, nginx, varnish"
+            format!("BALANCERS.front: expected BACKEND to be one of {}", known_backends())
         );
         assert_eq!(
             error("front: {BACKEND: proxy, control_sock: /x}"),

@@ -8,14 +8,19 @@
 //! traffic to a pool: those belong to the user.
 
 pub mod balancer;
+pub mod chained;
 pub mod cli;
 pub mod config;
 pub mod dummy;
 pub mod error;
+pub mod exec;
+pub mod haproxy;
 pub mod nginx;
+mod pool_locks;
 pub mod pools_in_files;
 pub mod proxy;
 pub mod site;
+pub mod stingray;
 pub mod varnish;
 
 pub use balancer::{Balancer, DrainReport};

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use vr_common::names::{Node, PoolName};
 
 use crate::pools_in_files::{Change, Program, Refusal};
-use crate::site::{Command, FileOnSite, Site};
+use crate::site::{Command, FileOnSite, OpenConnections, Site};
 
 /// What is done when nothing else is said; the paths are Debian's.
 pub const INCLUDE_DIR: &str = "/etc/nginx/sites-enabled/";
@@ -198,8 +198,10 @@ impl Program for Nginx {
         Ok(!self.processes(site).await?.leaving.is_empty())
     }
 
-    async fn process(&self, site: &Site) -> Option<u32> {
-        self.processes(site).await.ok().map(|processes| processes.master)
+    /// By the network that nginx lives in, which may be another than the site's.
+    async fn open(&self, site: &Site, nodes: &[Node]) -> Result<OpenConnections, Refusal> {
+        let master = self.processes(site).await?.master;
+        Ok(site.connections(Some(master), nodes).await?)
     }
 
     async fn check(&self, site: &Site) -> Result<Vec<String>, Refusal> {

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 use vr_common::names::{Node, PoolName};
 
 use crate::pools_in_files::{Change, Program, Refusal};
-use crate::site::{Command, FileOnSite, Output, Site};
+use crate::site::{Command, FileOnSite, OpenConnections, Output, Site};
 
 /// What is done when nothing else is said; the paths are Debian's.
 pub const INCLUDE_DIR: &str = "/etc/varnish/";
@@ -32,6 +32,8 @@ const NEW_VCL: Duration = Duration::from_secs(20);
 pub struct Varnish {
     /// Begins every command to Varnish, such as `varnishadm -n /var/lib/other`; a line for the shell.
     pub varnishadm_cmd: String,
+    /// Begins every question for Varnish's counters, such as `varnishstat -n /var/lib/other`; a line for the shell.
+    pub varnishstat_cmd: String,
     /// The operator's VCL, which is loaded.
     pub vcl_file: String,
     /// Reloads it in another way than by `varnishadm`; a line for the shell.
@@ -50,6 +52,7 @@ impl Default for Varnish {
     fn default() -> Self {
         Self {
             varnishadm_cmd: "varnishadm".to_owned(),
+            varnishstat_cmd: "varnishstat".to_owned(),
             vcl_file: "/etc/varnish/default.vcl".to_owned(),
             reload_cmd: None,
             test_cmd: None,
@@ -65,9 +68,6 @@ impl Default for Varnish {
 struct Loaded {
     status: String,
     name: String,
-    /// How many requests are using it.
-    #[serde(default)]
-    busy: u64,
 }
 
 impl Varnish {
@@ -88,7 +88,17 @@ impl Varnish {
         if output.is_success() {
             return Ok(output.text());
         }
-        Err(Refusal::of(&format!("{} {}", self.varnishadm_cmd, words.join(" ")), &output))
+        let command = format!("{} {}", self.varnishadm_cmd, words.join(" "));
+        // What Varnish says is on standard output; the other has only varnishadm's number for it.
+        let said = output
+            .text()
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .take(12)
+            .collect::<Vec<_>>()
+            .join(" / ");
+        Err(if said.is_empty() { Refusal::of(&command, &output) } else { Refusal::Says { command, said } })
     }
 
     async fn list(&self, site: &Site) -> Result<Vec<Loaded>, Refusal> {
@@ -118,7 +128,7 @@ impl Varnish {
                 let (pool, main, file) = (&edit.pool, &self.main_pool_file, &self.vcl_file);
                 let dir = self.include_dir.trim_end_matches('/');
                 return Err(Refusal::NotServed(format!(
-                    "varnish does not load the nodes of pool {pool}: {file} needs a line include \"{dir}/{main}\";"
+                    "varnish does not load the nodes of pool {pool}: {file} has to include \"{dir}/{main}\""
                 )));
             }
         }
@@ -228,12 +238,53 @@ impl Program for Varnish {
         Ok(Some(ours.into_iter().all(|file| source.contains(file.text.trim()))))
     }
 
-    async fn has_old_generation(&self, site: &Site) -> Result<bool, Refusal> {
-        Ok(self.list(site).await?.iter().any(|vcl| vcl.status != "active" && vcl.busy > 0))
+    /// What Varnish counts, also in VCLs that it is told to discard. TCP connections would say little: it keeps those that
+    /// it does not use.
+    async fn open(&self, site: &Site, nodes: &[Node]) -> Result<OpenConnections, Refusal> {
+        let script = format!("{} -1 -f 'VBE.*.conn'", self.varnishstat_cmd);
+        let output = site.run(&Command::line(&script)).await?;
+        if !output.is_success() {
+            return Err(Refusal::of(&script, &output));
+        }
+        let mut open: OpenConnections = nodes.iter().map(|node| (node.clone(), 0)).collect();
+        let mut active = None;
+        for line in output.text().lines() {
+            // `VBE.velociraptor-1.web_x_h1_x3a80.conn     1     .   Concurrent connections used`
+            let mut words = line.split_whitespace();
+            let (Some(counter), Some(Ok(count))) = (words.next(), words.next().map(str::parse::<u64>)) else {
+                continue;
+            };
+            let name = counter.strip_prefix("VBE.").and_then(|name| name.strip_suffix(".conn"));
+            let Some((vcl, backend)) = name.and_then(|name| name.rsplit_once('.')) else { continue };
+            if count == 0 {
+                continue;
+            }
+            match vcl::node_of(backend) {
+                Some(node) => {
+                    if let Some(open) = open.get_mut(&node) {
+                        *open += count;
+                    }
+                }
+                // One that a person named. Of an older VCL, it may be any of these nodes.
+                None => {
+                    if active.is_none() {
+                        active = Some(self.active(site).await?);
+                    }
+                    if active.as_deref() != Some(vcl) {
+                        open.values_mut().for_each(|open| *open += count);
+                    }
+                }
+            }
+        }
+        Ok(open)
+    }
+
+    fn settling(&self) -> Duration {
+        Duration::from_millis(200)
     }
 
     async fn check(&self, site: &Site) -> Result<Vec<String>, Refusal> {
-        let change = Change { id: format!("check-{:08x}", rand::random::<u32>()), pools: Vec::new() };
+        let change = Change { id: format!("check-{:08x}", rand::random::<u32>()), pools: Vec::new(), everything: false };
         let mut problems = Vec::new();
         if let Err(refusal) = self.active(site).await {
             return Ok(vec![refusal.to_string()]);
@@ -242,6 +293,9 @@ impl Program for Varnish {
             problems.push(refusal.to_string());
         }
         self.abandon(site, &change).await;
+        if let Err(refusal) = self.open(site, &[]).await {
+            problems.push(refusal.to_string());
+        }
         Ok(problems)
     }
 }

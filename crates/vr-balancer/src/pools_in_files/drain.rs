@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 use tokio::time::{Instant, sleep};
 use vr_common::exit::chain;
 use vr_common::names::{Node, PoolName};
@@ -44,7 +44,10 @@ impl FileBalancer {
         if leaving.is_empty() {
             return Ok(report(&BTreeMap::new()));
         }
+        let settling = self.places.iter().map(|place| place.program.settling()).max().unwrap_or_default();
+        let mut free_since: Option<Instant> = None;
         loop {
+            let began = Instant::now();
             let looks = try_join_all(self.places.iter().map(|place| place.look(&leaving))).await;
             let is_over = Instant::now() >= end;
             match looks {
@@ -53,9 +56,14 @@ impl FileBalancer {
                     for (node, count) in looks.iter().flat_map(|(counts, _)| counts) {
                         *open.entry(node.clone()).or_default() += count;
                     }
-                    let is_free =
+                    let nothing_open =
                         open.values().all(|count| *count == 0) && !looks.iter().any(|(_, old)| *old);
-                    if is_free || is_over {
+                    free_since = free_since.or(Some(began)).filter(|_| nothing_open);
+                    if is_over || free_since.is_some_and(|since| began.duration_since(since) >= settling) {
+                        let is_free = |node: &&Node| open.get(*node).is_none_or(|count| *count == 0);
+                        let free: Vec<Node> = leaving.iter().filter(is_free).cloned().collect();
+                        join_all(self.places.iter().map(|place| place.program.drained(&place.site, pool, &free)))
+                            .await;
                         return Ok(report(&open));
                     }
                 }
@@ -79,8 +87,7 @@ impl Place {
         let look = async {
             // First the old generation: what it opens until it is gone is counted afterwards.
             let old = self.program.has_old_generation(&self.site).await?;
-            let process = self.program.process(&self.site).await;
-            Ok::<_, Refusal>((self.site.connections(process, nodes).await?, old))
+            Ok::<_, Refusal>((self.program.open(&self.site, nodes).await?, old))
         };
         look.await.map_err(|refusal| self.failure(chain(&refusal)))
     }

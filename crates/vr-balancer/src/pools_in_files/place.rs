@@ -225,7 +225,7 @@ impl Session<'_> {
         let began = Instant::now();
         let program = Arc::clone(&self.place.program);
         let site = &self.place.site;
-        let mut change = Change { id: change_id(), pools: plan.pools.clone() };
+        let mut change = Change { id: change_id(), pools: plan.pools.clone(), everything: self.must_load };
         self.write(&plan).await?;
         let mut plan = plan;
         let mut tested = program.test(site, &change).await;
@@ -302,6 +302,7 @@ impl Session<'_> {
         let change = Change {
             id: change_id(),
             pools: plan.pools.iter().map(super::program::PoolEdit::reversed).collect(),
+            everything: self.must_load,
         };
         let loaded = match program.test(site, &change).await {
             Ok(()) => program.load(site, &change).await,

@@ -1,10 +1,12 @@
 //! What a balancer program has to provide, beside its files: how it is asked to take them up.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use thiserror::Error;
 use vr_common::names::{Node, PoolName};
 
-use crate::site::{FileOnSite, Output, Site, SiteError};
+use crate::site::{FileOnSite, OpenConnections, Output, Site, SiteError};
 
 /// What is about to be taken up on one site.
 #[derive(Debug, Clone)]
@@ -13,6 +15,8 @@ pub struct Change {
     pub id: String,
     /// The pools that change, with their nodes before and after; none stands for no pool.
     pub pools: Vec<PoolEdit>,
+    /// The program may serve something else than its files say in other pools, too, so that it has to read all of them.
+    pub everything: bool,
 }
 
 /// One pool of a [`Change`].
@@ -142,10 +146,23 @@ pub trait Program: Send + Sync + 'static {
         Ok(false)
     }
 
-    /// A process of the program, by whose network its connections are counted; none for that of the site.
-    async fn process(&self, _site: &Site) -> Option<u32> {
-        None
+    /// How much is open on each of these nodes. Unless the program can tell, it is the site's TCP connections to them.
+    ///
+    /// # Errors
+    /// If nobody can tell.
+    async fn open(&self, site: &Site, nodes: &[Node]) -> Result<OpenConnections, Refusal> {
+        Ok(site.connections(None, nodes).await?)
     }
+
+    /// How long nothing has to be open on a node for it to be free: what a request may need to go from being taken to
+    /// being counted.
+    fn settling(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// Throws away what is left of nodes that are not waited for any more, as nothing is open on them. Called without the
+    /// site's lock: one of them may just be coming back.
+    async fn drained(&self, _site: &Site, _pool: &PoolName, _nodes: &[Node]) {}
 
     /// What keeps the program on this site from doing its work, one clause each; none if all is well.
     ///

@@ -16,9 +16,10 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use vr_common::names::{Node, PoolName};
 
+use super::options::HostPattern;
 use super::wire::{
     DeleteBody, DeletePoolAnswer, DrainAnswer, DrainBody, ErrorBody, MAX_BODY_BYTES, NodesBody, PoolList,
-    PoolView, SetAnswer, Stats,
+    PoolView, RouteBody, RouteList, RouteView, SetAnswer, Stats,
 };
 use crate::balancer::{Balancer, DrainReport};
 use crate::error::{BalancerError, Subject};
@@ -64,6 +65,24 @@ impl ProxyBalancer {
     /// One pool; without an address if there is none of that name.
     pub async fn pool(&self, pool: &PoolName) -> Result<PoolView, BalancerError> {
         self.get(Some(pool), &format!("/v1/pools/{pool}")).await
+    }
+
+    /// Every route, sorted by host.
+    pub async fn routes(&self) -> Result<Vec<RouteView>, BalancerError> {
+        self.get::<RouteList>(None, "/v1/routes").await.map(|list| list.routes)
+    }
+
+    /// Sends the requests for a host to a pool, on the listeners that all pools share.
+    pub async fn set_route(&self, host: &HostPattern, pool: &PoolName) -> Result<(), BalancerError> {
+        let body = RouteBody { pool: pool.clone() };
+        let path = format!("/v1/routes/{}", in_path(host));
+        self.call::<RouteList>(None, Method::PUT, &path, &body, DEADLINE).await.map(drop)
+    }
+
+    /// Takes a route away; one that is not there is no error.
+    pub async fn delete_route(&self, host: &HostPattern) -> Result<(), BalancerError> {
+        let path = format!("/v1/routes/{}", in_path(host));
+        self.call::<RouteList>(None, Method::DELETE, &path, &(), DEADLINE).await.map(drop)
     }
 
     async fn get<T: DeserializeOwned>(
@@ -124,7 +143,11 @@ async fn exchange(socket: &Path, method: Method, path: &str, body: Vec<u8>) -> R
     let broken = |error: hyper::Error| CallError::Io(io::Error::other(error));
     let stream = UnixStream::connect(socket).await.map_err(CallError::Io)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    let body = if method == Method::POST { Full::new(Bytes::from(body)) } else { Full::default() };
+    let body = if [Method::POST, Method::PUT].contains(&method) {
+        Full::new(Bytes::from(body))
+    } else {
+        Full::default()
+    };
     let mut request = Request::new(body);
     *request.method_mut() = method;
     *request.uri_mut() = path.parse::<Uri>().map_err(|e| CallError::Io(io::Error::other(e)))?;
@@ -233,4 +256,9 @@ impl Balancer for ProxyBalancer {
 
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A host as a part of a path: the brackets of an IPv6 address may not stand there.
+fn in_path(host: &HostPattern) -> String {
+    host.as_str().replace('[', "%5B").replace(']', "%5D")
 }

@@ -120,7 +120,7 @@ impl Configuration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::options::{Balance, NodeProtocol};
+    use crate::proxy::options::{Balance, HealthCheck, NodeProtocol};
 
     fn read(text: &str) -> Result<Configuration, String> {
         let dir = tempfile::tempdir().unwrap();
@@ -158,6 +158,21 @@ mod tests {
         assert_eq!((check.interval.as_millis(), check.timeout.as_secs(), check.fall), (500, 2, 3));
         assert_eq!(configuration.access_log.unwrap().file, Path::new("-"));
         assert_eq!(read("# nothing\n").unwrap(), Configuration::default());
+    }
+
+    #[test]
+    fn the_example_of_the_documentation_is_one() {
+        let docs = include_str!("../../../../docs/balancers.md");
+        let chapter = docs.split("### The configuration file").nth(1).unwrap();
+        let example = chapter.split("```").nth(1).unwrap().strip_prefix("yaml\n").unwrap();
+        let configuration = read(example).unwrap();
+        assert_eq!((configuration.listeners.len(), configuration.routes.len()), (3, 2));
+        let shop = &configuration.pools[&"shop".parse::<PoolName>().unwrap()];
+        // What is said to be the default is the default.
+        let check: HealthCheck = yaml::parse("check", "{path: /health, host: shop.example.org}").unwrap();
+        assert_eq!(shop.health_check, Some(check));
+        assert_eq!(shop.protocol, NodeProtocol::Http1);
+        assert_eq!(configuration.min_tls, MinTls::default());
     }
 
     #[test]

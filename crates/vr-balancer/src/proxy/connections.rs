@@ -12,6 +12,7 @@ use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use vr_common::names::Node;
 
 use super::body::RequestBody;
@@ -30,8 +31,15 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 
 /// A connection, or a place on one, that takes a request.
 pub(super) enum Sender {
-    Http1(http1::SendRequest<RequestBody>),
+    Http1(OwnSender),
     Http2(SharedSender),
+}
+
+/// A connection of HTTP/1.1, which ends at once when this is dropped: a node that neither reads nor writes, and a
+/// client that does neither, would hold it for ever otherwise.
+pub(super) struct OwnSender {
+    sender: http1::SendRequest<RequestBody>,
+    _until_dropped: DropGuard,
 }
 
 /// A place on a connection of HTTP/2; given back when this is dropped.
@@ -59,7 +67,7 @@ impl Sender {
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
         match self {
-            Self::Http1(sender) => sender.try_send_request(request).await,
+            Self::Http1(own) => own.sender.try_send_request(request).await,
             Self::Http2(shared) => shared.sender.try_send_request(request).await,
         }
     }
@@ -102,11 +110,12 @@ pub(super) async fn reach(node: &Node, dial: Dial, limits: &Limits) -> io::Resul
     }
 }
 
-/// Begins HTTP on a connection, which lives in a task of its own from then on.
+/// Begins HTTP on a connection, which lives in a task of its own from then on, and no longer than until `closing`.
 pub(super) async fn begin(
     stream: TcpStream,
     node: &Node,
     protocol: NodeProtocol,
+    closing: &CancellationToken,
     limits: &Limits,
 ) -> io::Result<Sender> {
     let node = node.clone();
@@ -120,13 +129,12 @@ pub(super) async fn begin(
                 .handshake(io)
                 .await
                 .map_err(io::Error::other)?;
-            tokio::spawn(async move {
-                if let Err(error) = connection.with_upgrades().await {
-                    tracing::debug!(%node, %error, "a connection to a node ended early");
-                }
-            });
+            // Cancelled with `closing`, and with the sender.
+            let unused = closing.child_token();
+            let until_dropped = unused.clone().drop_guard();
+            tokio::spawn(drive(connection.with_upgrades(), unused, node));
             sender.ready().await.map_err(io::Error::other)?;
-            Ok(Sender::Http1(sender))
+            Ok(Sender::Http1(OwnSender { sender, _until_dropped: until_dropped }))
         }
         NodeProtocol::Http2 => {
             let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
@@ -136,14 +144,19 @@ pub(super) async fn begin(
                 .handshake(io)
                 .await
                 .map_err(io::Error::other)?;
-            tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%node, %error, "a connection to a node ended early");
-                }
-            });
+            tokio::spawn(drive(connection, closing.clone(), node));
             sender.ready().await.map_err(io::Error::other)?;
             Ok(Sender::Http2(SharedSender::new(sender, Arc::default())))
         }
+    }
+}
+
+async fn drive(connection: impl Future<Output = hyper::Result<()>>, end: CancellationToken, node: Node) {
+    tokio::select! {
+        ended = connection => if let Err(error) = ended {
+            tracing::debug!(%node, %error, "a connection to a node ended early");
+        },
+        () = end.cancelled() => {}
     }
 }
 
@@ -162,7 +175,7 @@ struct Kept {
 }
 
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    own: OwnSender,
     since: Instant,
 }
 
@@ -191,8 +204,8 @@ impl Connections {
         match protocol {
             NodeProtocol::Http1 => {
                 while let Some(connection) = kept.idle.pop() {
-                    if connection.sender.is_ready() && connection.since.elapsed() < IDLE_LIFE {
-                        return Some(Sender::Http1(connection.sender));
+                    if connection.own.sender.is_ready() && connection.since.elapsed() < IDLE_LIFE {
+                        return Some(Sender::Http1(connection.own));
                     }
                 }
                 None
@@ -223,32 +236,33 @@ impl Connections {
 
     /// Keeps a connection for the next request once it is ready for one.
     pub(super) fn give_back(self: &Arc<Self>, sender: Sender) {
-        let Sender::Http1(mut sender) = sender else {
+        let Sender::Http1(mut own) = sender else {
             return;
         };
-        if sender.is_ready() {
-            self.put_idle(sender);
-        } else if !sender.is_closed() {
+        if own.sender.is_ready() {
+            self.put_idle(own);
+        } else if !own.sender.is_closed() {
+            // The rest of an upload may still be on its way.
             let connections = Arc::clone(self);
             tokio::spawn(async move {
-                if sender.ready().await.is_ok() {
-                    connections.put_idle(sender);
+                if own.sender.ready().await.is_ok() {
+                    connections.put_idle(own);
                 }
             });
         }
     }
 
-    fn put_idle(&self, sender: http1::SendRequest<RequestBody>) {
+    fn put_idle(&self, own: OwnSender) {
         let mut kept = self.kept();
         if kept.idle.len() < MAX_IDLE && !kept.closed {
-            kept.idle.push(Idle { sender, since: Instant::now() });
+            kept.idle.push(Idle { own, since: Instant::now() });
         }
     }
 
     /// Closes connections without a request that have not been used for a while.
     pub(super) fn sweep(&self) {
         let mut kept = self.kept();
-        kept.idle.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < IDLE_LIFE);
+        kept.idle.retain(|idle| !idle.own.sender.is_closed() && idle.since.elapsed() < IDLE_LIFE);
         kept.shared.retain(Shared::is_worth_keeping);
     }
 

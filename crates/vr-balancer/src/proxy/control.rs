@@ -226,5 +226,5 @@ fn pool_name(text: &str) -> Result<PoolName, Refusal> {
 }
 
 fn host_pattern(text: &str) -> Result<HostPattern, Refusal> {
-    text.parse().map_err(|error: String| bad(error))
+    text.replace("%5B", "[").replace("%5D", "]").parse().map_err(|error: String| bad(error))
 }

@@ -255,13 +255,8 @@ fn pass_on(
         };
         let protocol = answer.headers().get(http::header::UPGRADE).unwrap_or(asked).clone();
         let node_side = hyper::upgrade::on(&mut answer);
-        let task = tunnel::run(
-            plane.limits.tunnel_idle,
-            client_side,
-            node_side,
-            Arc::clone(upstream),
-            connection.place,
-        );
+        let task =
+            tunnel::run(plane.limits.tunnel_idle, client_side, node_side, Arc::clone(upstream), connection);
         plane.tasks.spawn(task);
         let (mut head, _) = answer.into_parts();
         headers::prepare_answer(&mut head.headers, Some(&protocol));

@@ -104,8 +104,12 @@ async fn ask(
     // The time-out of the check bounds this.
     let limits = Limits { connect: Duration::MAX, ..limits.clone() };
     let stream = connections::reach(&upstream.node, dial, &limits).await.map_err(|e| text(&e))?;
-    let mut sender =
-        connections::begin(stream, &upstream.node, dial.protocol, &limits).await.map_err(|e| text(&e))?;
+    // Ends with this check, whatever is said on it.
+    let closing = upstream.closing.child_token();
+    let _until_checked = closing.clone().drop_guard();
+    let mut sender = connections::begin(stream, &upstream.node, dial.protocol, &closing, &limits)
+        .await
+        .map_err(|e| text(&e))?;
     let host = check.host.clone().unwrap_or_else(|| upstream.node.to_string());
     let mut request = Request::new(RequestBody::empty());
     *request.method_mut() = Method::GET;

@@ -11,20 +11,21 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional};
 
-use super::upstream::{InFlight, Upstream, now_ms};
+use super::body::NodeConnection;
+use super::upstream::{Upstream, now_ms};
 use super::warnings::Warning;
 
 /// How long both sides have to finish the upgrade that they agreed on.
 const UPGRADE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Joins the two sides once both have changed their protocol. Holds the request's place on its node to the end,
+/// Joins the two sides once both have changed their protocol. Holds the request's connection and place to the end,
 /// which is also when the node is cut off, or nothing has moved for `idle`.
 pub(super) async fn run(
     idle: Duration,
     client_side: OnUpgrade,
     node_side: OnUpgrade,
     upstream: Arc<Upstream>,
-    place: Arc<InFlight>,
+    connection: NodeConnection,
 ) {
     let both = async { tokio::try_join!(client_side, node_side) };
     let (client, node) = match tokio::time::timeout(UPGRADE_PATIENCE, both).await {
@@ -59,7 +60,7 @@ pub(super) async fn run(
             tracing::info!(node = %upstream.node, "a tunnel was cut off at the end of the grace period");
         }
     }
-    drop(place);
+    drop(connection);
 }
 
 /// Returns when nothing has moved for `idle`.

@@ -235,7 +235,7 @@ impl Upstream {
             }
         };
         self.is_reachable();
-        let sender = connections::begin(stream, &self.node, dial.protocol, limits).await?;
+        let sender = connections::begin(stream, &self.node, dial.protocol, &self.closing, limits).await?;
         self.connections.share(&sender);
         Ok(sender)
     }

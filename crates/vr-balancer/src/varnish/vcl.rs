@@ -11,6 +11,8 @@ use vr_common::names::{Node, PoolName};
 /// Where requests for a pool without nodes go, so that they get an error at once: Varnish refuses a configuration that
 /// has no backend at all.
 const NOBODY: (&str, &str) = ("127.0.0.1", "1");
+/// How the identifier of that backend ends; no node's does.
+const NONE: &str = "_x_none";
 
 /// VCL's own words, and names that people's configurations have.
 const RESERVED: [&str; 36] = [
@@ -55,11 +57,30 @@ const RESERVED: [&str; 36] = [
 /// A pool's name as an identifier; different for every pool.
 pub(super) fn identifier(pool: &PoolName) -> String {
     let name = pool.as_str();
-    let mut text = String::new();
     let begins_well = name.starts_with(|c: char| c.is_ascii_alphabetic());
-    if !begins_well || RESERVED.contains(&name) || name == "vcl" {
-        text += "p_x_";
+    let prefix = if !begins_well || RESERVED.contains(&name) || name == "vcl" { "p_x_" } else { "" };
+    format!("{prefix}{}", escape(name))
+}
+
+/// The name of a node's backend in a pool: Varnish's counters go by that name.
+fn backend_name(pool: &str, node: &Node) -> String {
+    format!("{pool}_x_{}", escape(&node.to_string()))
+}
+
+/// The node of a backend that was named by [`backend_name`].
+pub(super) fn node_of(backend: &str) -> Option<Node> {
+    let (_, escaped) = backend.rsplit_once("_x_")?;
+    let mut parts = escaped.split("_x");
+    let mut text = parts.next()?.to_owned();
+    for part in parts {
+        text.push(char::from(u8::from_str_radix(part.get(..2)?, 16).ok()?));
+        text += part.get(2..)?;
     }
+    text.parse().ok()
+}
+
+fn escape(name: &str) -> String {
+    let mut text = String::new();
     let mut letters = name.chars().peekable();
     while let Some(letter) = letters.next() {
         let is_mark = letter == '_' && letters.peek() == Some(&'x');
@@ -178,7 +199,7 @@ fn backends(text: &str) -> Result<Vec<Backend>, String> {
         let port = field(text, &plain, open..end, ".port").unwrap_or_else(|| "80".to_owned());
         let node = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
         let node = node.parse::<Node>().map_err(|error| error.to_string())?;
-        let is_placeholder = (host.as_str(), port.as_str()) == NOBODY;
+        let is_placeholder = name.ends_with(NONE);
         found.push(Backend { range: start..end, name: name.to_owned(), node, is_placeholder });
     }
     found.sort_by_key(|backend| backend.range.start);
@@ -228,28 +249,19 @@ pub(super) fn render(pool: &PoolName, nodes: &[Node], old: Option<&str>) -> Resu
         ),
     };
     let kept = |node: &Node| earlier.iter().find(|backend| backend.node == *node && !backend.is_placeholder);
-    let mut taken: Vec<String> = nodes.iter().filter_map(kept).map(|backend| backend.name.clone()).collect();
     let mut members = Vec::new();
-    let mut number = 0;
     for node in nodes {
         if let (Some(backend), Some(old)) = (kept(node), old) {
             let _ = writeln!(text, "{}", &old[backend.range.clone()]);
             members.push(backend.name.clone());
             continue;
         }
-        let own = loop {
-            let own = format!("{name}_x_{number}");
-            number += 1;
-            if !taken.contains(&own) {
-                break own;
-            }
-        };
+        let own = backend_name(&name, node);
         text += &backend_text(&own, node.host.as_str(), &node.port.to_string());
-        taken.push(own.clone());
         members.push(own);
     }
     if nodes.is_empty() {
-        let own = format!("{name}_x_none");
+        let own = format!("{name}{NONE}");
         text += &backend_text(&own, NOBODY.0, NOBODY.1);
         members.push(own);
     }
@@ -355,19 +367,36 @@ mod tests {
     }
 
     #[test]
+    fn a_backend_tells_its_node() {
+        for node in nodes(&["h1.example-site.net:5000", "[::1]:80", "a_x2d:1", "_x_:9", "10.0.0.1:65535"]) {
+            for pool in ["web", "a_x_b", "x-", "_x"] {
+                let name = backend_name(&identifier(&pool.parse().unwrap()), &node);
+                assert!(name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'), "{name}");
+                assert_eq!(node_of(&name), Some(node.clone()), "{name}");
+            }
+        }
+        for other in ["mine", "web_x_none", "web_x_", "web_x_h_x3", "web_x_h_xzz80", ""] {
+            assert_eq!(node_of(other), None, "{other:?}");
+        }
+    }
+
+    #[test]
     fn a_pool_is_written_and_read() {
         let text = render(&pool("my-app"), &nodes(&["h1:5000", "[::1]:5001"]), None).unwrap();
         assert!(
-            text.contains("backend my_x2dapp_x_0 {\n    .host = \"h1\";\n    .port = \"5000\";\n}\n"),
+            text.contains("backend my_x2dapp_x_h1_x3a5000 {\n    .host = \"h1\";\n    .port = \"5000\";\n}\n"),
             "{text}"
         );
         assert!(text.contains("    .host = \"::1\";\n"), "{text}");
         assert!(text.ends_with(
             "sub vcl_init {\n    new my_x2dapp = directors.round_robin();\n    \
-             my_x2dapp.add_backend(my_x2dapp_x_0);\n    my_x2dapp.add_backend(my_x2dapp_x_1);\n}\n"
+             my_x2dapp.add_backend(my_x2dapp_x_h1_x3a5000);\n    \
+             my_x2dapp.add_backend(my_x2dapp_x__x5b_x3a_x3a1_x5d_x3a5001);\n}\n"
         ));
         assert_eq!(parse(&pool("my-app"), &text), Ok(Some(nodes(&["h1:5000", "[::1]:5001"]))));
         assert_eq!(parse(&pool("other"), &text), Ok(None));
+        let low = nodes(&["127.0.0.1:1"]);
+        assert_eq!(parse(&pool("a"), &render(&pool("a"), &low, None).unwrap()), Ok(Some(low)));
         let empty = render(&pool("my-app"), &[], Some(&text)).unwrap();
         assert_eq!(parse(&pool("my-app"), &empty), Ok(Some(Vec::new())));
         let again = render(&pool("my-app"), &nodes(&["h1:5000", "[::1]:5001"]), Some(&empty)).unwrap();
@@ -388,7 +417,7 @@ mod tests {
         ));
         assert!(text.contains("// } a comment") && text.contains("new web = directors.random();"), "{text}");
         for line in
-            ["web.add_backend(mine, 5);", "web.add_backend(web_x_0, 10);", "web.add_backend(web_x_1, 1);"]
+            ["web.add_backend(mine, 5);", "web.add_backend(web_x_0, 10);", "web.add_backend(web_x_h3_x3a3, 1);"]
         {
             assert!(text.contains(line), "{text}");
         }

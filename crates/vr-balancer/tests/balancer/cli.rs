@@ -135,7 +135,8 @@ async fn a_settings_file_chooses_the_balancer() {
     write("BALANCERS: {front: {BACKEND: nginy}}\n".to_owned());
     let (code, _, stderr) = list(&["list"]);
     assert_eq!(code, Some(2));
-    assert_eq!(stderr, "ERROR: BALANCERS.front: unknown BACKEND \"nginy\", expected one of dummy, proxy\n");
+    let said = "ERROR: BALANCERS.front: unknown BACKEND \"nginy\", expected one of dummy, proxy, ";
+    assert!(stderr.starts_with(said), "{stderr}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,10 @@
 //! What every backend whose pools are files must do when things go wrong, with real programs and real traffic.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -10,7 +14,9 @@ use vr_common::names::Node;
 use vr_testing::SudoRule;
 
 use crate::fixtures::{Files, Fixture, Kind, NginxKind, VarnishKind, nodes};
-use crate::support::{DeadAddress, HttpNode, blocking, in_time, node, pool};
+use crate::support::{
+    DEADLINE, DeadAddress, HttpNode, SLOW_BYTES, blocking, header, in_time, node, pool, read_head, read_until, status,
+};
 
 /// Makes each of these tests for each kind of program.
 macro_rules! for_every_kind {
@@ -39,6 +45,7 @@ for_every_kind!(
     what_a_dead_writer_left_is_taken_back,
     an_edit_by_hand_after_a_crash_stays,
     a_node_is_free_when_its_last_answer_is_over,
+    no_request_fails_while_all_nodes_are_swapped,
     a_host_that_is_down_is_named_and_repaired,
     hosts_that_differ_are_told_and_made_the_same,
     programs_get_json,
@@ -263,7 +270,6 @@ async fn an_edit_by_hand_after_a_crash_stays(kind: impl Kind) {
 }
 
 async fn a_node_is_free_when_its_last_answer_is_over(kind: impl Kind) {
-    use std::io::{Read, Write};
     let fixture = Files::here(kind).await;
     let balancer = fixture.balancer();
     let web = pool("web");
@@ -271,12 +277,11 @@ async fn a_node_is_free_when_its_last_answer_is_over(kind: impl Kind) {
     fixture.route("web").await;
     balancer.add_nodes(&web, &[app.node()]).await.unwrap();
     app.chunks.add_permits(1);
-    let mut stream =
-        std::os::unix::net::UnixStream::connect(fixture.hosts[0].folder.join("http.sock")).unwrap();
-    stream.set_read_timeout(Some(crate::support::DEADLINE)).unwrap();
+    let mut stream = UnixStream::connect(fixture.hosts[0].folder.join("http.sock")).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream.write_all(b"GET /stream HTTP/1.1\r\nHost: a\r\nX-Pool: web\r\nConnection: close\r\n\r\n").unwrap();
     let (mut stream, _head) = blocking(move || {
-        let head = crate::support::read_head(&mut stream).unwrap();
+        let head = read_head(&mut stream).unwrap();
         (stream, head)
     })
     .await;
@@ -300,6 +305,170 @@ async fn a_node_is_free_when_its_last_answer_is_over(kind: impl Kind) {
     assert!(body.contains("chunk 4"), "it went on to its end: {body:?}");
     let reports = in_time(waiting).await.unwrap().unwrap();
     assert!(reports[0].is_drained(), "{reports:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn varnish_may_be_reloaded_in_another_way() {
+    let fixture = Files::here(VarnishKind).await;
+    let folder = fixture.hosts[0].folder.display().to_string();
+    let script = format!(
+        "#!/bin/sh\nset -e\nname=other$(date +%s%N)\nvarnishadm -n {folder}/varnish vcl.load $name {folder}/main.vcl\n\
+         varnishadm -n {folder}/varnish vcl.use $name\n"
+    );
+    fs::write(format!("{folder}/other"), script).unwrap();
+    fixture.write_settings(&[("reload_cmd", &format!("sh {folder}/other"))]);
+    fixture.route("web").await;
+    let app = HttpNode::start("app").await;
+    let balancer = fixture.balancer();
+    balancer.add_nodes(&pool("web"), &[app.node()]).await.unwrap();
+    blocking_answers(&fixture, "web", &["app"]).await;
+    assert_eq!(fixture.hosts[0].reloads(), 0, "vcl.use is the other way's business");
+    assert_eq!(balancer.check().await.unwrap()[0].problems, Vec::<String>::new());
+    // One that says that all went well, and did nothing.
+    fixture.write_settings(&[("reload_cmd", "true")]);
+    let change = fixture.balancer().delete_nodes(&pool("web"), &[app.node()], None);
+    let error = message(&in_time(change).await.unwrap_err());
+    assert!(error.contains("varnish still uses the VCL other"), "{error}");
+    blocking_answers(&fixture, "web", &["app"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_nginx_that_refuses_in_silence_is_noticed() {
+    let fixture = Files::here(NginxKind).await;
+    let app = HttpNode::start("app").await;
+    let balancer = fixture.balancer();
+    balancer.add_nodes(&pool("web"), &[app.node()]).await.unwrap();
+    // As Debian's init script does, whatever nginx thinks of it.
+    fixture.write_settings(&[("reload_cmd", "true")]);
+    let change = fixture.balancer().set_nodes(&pool("web"), &nodes(&[1]));
+    let error = message(&in_time(change).await.unwrap_err());
+    assert!(error.contains("made no new workers within 20 s"), "{error}");
+    blocking_answers(&fixture, "web", &["app"]).await;
+    assert!(fixture.hosts[0].file("web.conf").unwrap().contains(&app.node().to_string()));
+}
+
+/// One kind of traffic, again and again until it is told to stop; gives how much of it there was.
+fn keep_busy(socket: &std::path::Path, stop: &AtomicBool, exchange: impl Fn(&mut Visitor)) -> usize {
+    let mut visitor = Visitor { socket: socket.to_owned(), stream: None };
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        exchange(&mut visitor);
+        count += 1;
+        // Others want the processor as well.
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    count
+}
+
+/// A client as programs are: it keeps its connection, and asks again over a new one when the old one was closed before it
+/// was answered.
+struct Visitor {
+    socket: std::path::PathBuf,
+    stream: Option<UnixStream>,
+}
+
+impl Visitor {
+    fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(&self.socket).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream
+    }
+
+    /// A request without a body; the length of the answer.
+    fn get(&mut self, path: &str) -> usize {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: app\r\nX-Pool: web\r\n\r\n");
+        if let Some(mut stream) = self.stream.take()
+            && stream.write_all(request.as_bytes()).is_ok()
+            && let Some(head) = read_head(&mut stream)
+        {
+            return self.finish(stream, &head);
+        }
+        let mut stream = self.connect();
+        stream.write_all(request.as_bytes()).unwrap();
+        let head = read_head(&mut stream).expect("an answer");
+        self.finish(stream, &head)
+    }
+
+    /// A slow upload on a connection of its own, which nobody may repeat.
+    fn post(&mut self, pieces: usize) -> usize {
+        let mut stream = self.connect();
+        let head = format!(
+            "POST /echo HTTP/1.1\r\nHost: app\r\nX-Pool: web\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+            pieces * 1024
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        for _ in 0..pieces {
+            std::thread::sleep(Duration::from_millis(5));
+            stream.write_all(&[b'u'; 1024]).unwrap();
+        }
+        let head = read_head(&mut stream).expect("an answer");
+        self.finish(stream, &head)
+    }
+
+    fn finish(&mut self, mut stream: UnixStream, head: &str) -> usize {
+        assert_eq!(status(head), 200, "{head}");
+        let mut exactly = |stream: &mut UnixStream, length: usize| {
+            let mut bytes = vec![0; length];
+            stream.read_exact(&mut bytes).expect("the whole answer");
+        };
+        let length = if let Some(length) = header(head, "content-length") {
+            let length = length.parse().unwrap();
+            exactly(&mut stream, length);
+            length
+        } else {
+            let mut all = 0;
+            loop {
+                let line = read_until(&mut stream, "\r\n").expect("the size of a piece");
+                let length = usize::from_str_radix(line.trim(), 16).unwrap();
+                exactly(&mut stream, length + 2);
+                all += length;
+                if length == 0 {
+                    break all;
+                }
+            }
+        };
+        let is_over = header(head, "connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+        self.stream = Some(stream).filter(|_| !is_over);
+        length
+    }
+}
+
+/// Two nodes at a time, all swapped fifty times, and stopped without mercy as soon as they are reported free.
+async fn no_request_fails_while_all_nodes_are_swapped(kind: impl Kind) {
+    const CHANGES: usize = 50;
+    let fixture = Files::here(kind).await;
+    let balancer = fixture.balancer();
+    let web = pool("web");
+    fixture.route("web").await;
+    let mut nodes = vec![HttpNode::start("a").await, HttpNode::start("b").await];
+    let addresses = |nodes: &[HttpNode]| nodes.iter().map(HttpNode::node).collect::<Vec<_>>();
+    balancer.set_nodes(&web, &addresses(&nodes)).await.unwrap();
+    let socket = fixture.hosts[0].folder.join("http.sock");
+    let stop = Arc::new(AtomicBool::new(false));
+    let traffic: [fn(&mut Visitor); 5] = [
+        |visitor| assert_eq!(visitor.get("/"), 1),
+        |visitor| assert_eq!(visitor.get("/"), 1),
+        |visitor| assert_eq!(visitor.get("/slow"), SLOW_BYTES),
+        |visitor| assert_eq!(visitor.post(40), 40 * 1024),
+        |visitor| assert_eq!(visitor.post(10), 10 * 1024),
+    ];
+    let clients = traffic.map(|exchange| {
+        let (socket, stop) = (socket.clone(), Arc::clone(&stop));
+        std::thread::spawn(move || keep_busy(&socket, &stop, exchange))
+    });
+    for change in 0..CHANGES {
+        let old = std::mem::replace(&mut nodes, vec![HttpNode::start("c").await, HttpNode::start("d").await]);
+        balancer.set_nodes(&web, &addresses(&nodes)).await.unwrap();
+        let reports = balancer.wait_drained(&web, &addresses(&old), DEADLINE).await.unwrap();
+        assert!(reports.iter().all(|report| report.is_drained()), "change {change}: {reports:?}");
+        for node in old {
+            node.stop().await;
+        }
+        assert!(!clients.iter().any(|client| client.is_finished()), "a request failed by change {change}");
+    }
+    stop.store(true, Ordering::Relaxed);
+    let counts = blocking(move || clients.map(|client| client.join().unwrap())).await;
+    assert!(counts.iter().all(|count| *count > 5), "there was traffic of every kind: {counts:?}");
 }
 
 async fn a_host_that_is_down_is_named_and_repaired(kind: impl Kind) {

@@ -26,6 +26,10 @@ pub trait Fixture: Send + Sync {
     fn balancer(&self) -> Arc<dyn Balancer>;
     /// A settings file with it, if it can be used from other processes.
     fn settings_file(&self) -> Option<&Path>;
+    /// How often two writers in one process write at the same time.
+    fn rounds_in_process(&self) -> u16 {
+        crate::suite::ROUNDS
+    }
     /// How many pools it can have at once.
     fn most_pools(&self) -> usize {
         usize::MAX
@@ -137,12 +141,18 @@ impl Kind for VarnishKind {
         varnish.arg("-F").arg("-n").arg(folder.join("varnish"));
         varnish.arg("-a").arg(format!("{},mode=666", folder.join("http.sock").display()));
         varnish.arg("-f").arg(folder.join("main.vcl")).args(["-s", "malloc,16m", "-p", "thread_pool_min=10"]);
+        // It has to be quick here, and not fast.
+        varnish.args(["-p", "cc_command=exec cc -fpic -shared -O0 -o %o %s"]);
         varnish
     }
 
     fn settings(&self, folder: &Path) -> Vec<(&'static str, String)> {
         let at = folder.display();
-        vec![("varnishadm_cmd", format!("{at}/reload")), ("vcl_file", format!("{at}/main.vcl"))]
+        vec![
+            ("varnishadm_cmd", format!("{at}/reload")),
+            ("varnishstat_cmd", format!("varnishstat -n {at}/varnish")),
+            ("vcl_file", format!("{at}/main.vcl")),
+        ]
     }
 
     fn reload(&self, folder: &Path, first: &str) -> String {
@@ -412,6 +422,10 @@ impl<K: Kind> Fixture for Files<K> {
 
     fn settings_file(&self) -> Option<&Path> {
         Some(&self.settings_file)
+    }
+
+    fn rounds_in_process(&self) -> u16 {
+        10
     }
 }
 

@@ -17,6 +17,8 @@ mod proxy_smuggling;
 mod proxy_support;
 mod proxy_tls;
 mod restart;
+mod soap;
+mod stingray;
 mod suite;
 mod support;
 mod traffic;

@@ -178,7 +178,7 @@ async fn an_answer_that_a_client_does_not_take_is_cut_off_with_its_node_when_ask
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_takes_its_requests_back_loses_its_connection_and_others_do_not() {
-    let (place, _process, balancer) = proxy().await;
+    let (_place, _process, balancer) = proxy().await;
     let web = pool("web");
     let app = HttpNode::start("app").await;
     balancer.add_nodes(&web, &[app.node()]).await.unwrap();
@@ -192,14 +192,12 @@ async fn a_client_that_takes_its_requests_back_loses_its_connection_and_others_d
         let _ = tokio::time::timeout(Duration::from_millis(1), bad.send_request(get("/stream"))).await;
     }
     assert_eq!(in_time(good.send_request(get("/"))).await.unwrap().status(), 200);
-    assert!(place.log().contains("the client takes most of its requests back"), "{}", place.log());
     let stats = balancer.stats().await.unwrap();
     assert!(stats.pools[0].nodes[0].total < 1000, "most of it did not reach the node: {stats:?}");
-    eventually("the node has nothing of it any more", || {
-        app.chunks.add_permits(1);
-        true
-    })
-    .await;
+    let end = std::time::Instant::now() + crate::support::DEADLINE;
+    while balancer.stats().await.unwrap().pools[0].nodes[0].in_flight > 0 {
+        assert!(std::time::Instant::now() < end, "the node still works for it");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use vr_balancer::Balancer;
 
 use crate::proxy_support::free_address;
-use crate::support::{HttpNode, Place, Process, RawClient, blocking, eventually, pool, read_until, status};
+use crate::support::{
+    HttpNode, Place, Process, RawClient, RawNode, blocking, eventually, pool, read_until, status,
+};
 
 async fn proxy_with(options: &[&str]) -> (Place, Process, HttpNode, String) {
     let place = Place::new().with(options);
@@ -172,4 +174,56 @@ async fn a_listener_that_cannot_be_had_keeps_the_proxy_from_starting() {
     assert_eq!(output.status.code(), Some(2));
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains(&format!("{twice} is the address of a listener and of pool web")), "{said}");
+}
+
+/// A node that answers at once and then neither reads nor writes, until the other side is gone.
+fn standing_node() -> RawNode {
+    RawNode::start(|mut connection| {
+        connection.head();
+        connection.send("HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\nsome");
+        // Sees the end of the connection without reading what is before it.
+        while !matches!(is_gone(&connection.stream), Ok(true)) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    })
+}
+
+fn is_gone(stream: &std::net::TcpStream) -> std::io::Result<bool> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    Ok(fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_its_node_does_not_take_holds_nothing_once_it_is_given_up_or_cut_off() {
+    for options in [&["--idle-timeout", "0.5"][..], &[]] {
+        let place = Place::new().with(options);
+        let _process = place.start().await;
+        let balancer = place.balancer();
+        let web = pool("web");
+        let node = standing_node();
+        balancer.add_nodes(&web, &[node.node()]).await.unwrap();
+        let address = balancer.pool_address(&web).await.unwrap().unwrap();
+        let mut client = blocking(move || {
+            let mut client = RawClient::connect(&address);
+            client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n");
+            assert_eq!(status(&client.head()), 200);
+            // Until nobody takes any more.
+            client.0.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+            while client.0.write_all(&[b'x'; 65536]).is_ok() {}
+            client
+        })
+        .await;
+        let cut_off = options.is_empty().then_some(Duration::ZERO);
+        balancer.delete_nodes(&web, &[node.node()], cut_off).await.unwrap();
+        let reports = balancer.wait_drained(&web, &[node.node()], Duration::from_secs(30)).await.unwrap();
+        assert!(reports.iter().all(vr_balancer::DrainReport::is_drained), "{options:?}: {reports:?}");
+        blocking(move || {
+            let mut rest = Vec::new();
+            let _ = client.0.read_to_end(&mut rest);
+            assert!(rest.len() < 100, "an answer that is cut off does not look like a whole one");
+        })
+        .await;
+    }
 }

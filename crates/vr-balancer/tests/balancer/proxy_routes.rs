@@ -3,6 +3,7 @@
 use rustix::process::Signal;
 use vr_balancer::Balancer;
 use vr_balancer::proxy::StateFile;
+use vr_balancer::proxy::options::HostPattern;
 
 use crate::proxy_support::{configured, curl, free_address, signal, write_configuration};
 use crate::support::{HttpNode, Place, eventually, node, pool};
@@ -78,6 +79,17 @@ async fn routes_are_made_through_the_control_socket_and_survive_a_kill() {
     let refused = control(&place, &[&put[..], &["/v1/routes/fixed.example"]].concat()).await;
     assert!(refused.contains("stands in the proxy's configuration"), "{refused}");
     assert!(control(&place, &["-g", "-X", "DELETE", "/v1/routes/a%20b"]).await.contains("is not a host"));
+
+    // The library's way to say the same.
+    let [address, star] = ["[::1]", "*"].map(|host| host.parse::<HostPattern>().unwrap());
+    for host in [&address, &star] {
+        balancer.set_route(host, &pool("web")).await.unwrap();
+    }
+    assert_eq!(ask(shared, "[::1]:80").await.0, 200);
+    balancer.delete_route(&star).await.unwrap();
+    assert_eq!(ask(shared, "other.example").await.0, 404);
+    balancer.delete_route(&address).await.unwrap();
+    assert_eq!(balancer.routes().await.unwrap().len(), 2);
 
     process.kill();
     let _process = place.start().await;

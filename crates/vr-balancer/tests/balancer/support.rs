@@ -209,6 +209,9 @@ pub struct HttpNode {
 }
 
 pub const STREAM_CHUNKS: usize = 5;
+/// How much `/slow` sends, and in how many pieces, with a pause before each.
+pub const SLOW_BYTES: usize = 256 << 10;
+const SLOW_PIECES: usize = 64;
 
 impl HttpNode {
     pub async fn start(name: &str) -> Self {
@@ -259,7 +262,8 @@ impl Drop for HttpNode {
     }
 }
 
-/// `/` its name, `/head` the request's head, `/echo` the request's body, `/stream` chunks as they are allowed.
+/// `/` its name, `/head` the request's head, `/echo` the request's body, `/stream` chunks as they are allowed, `/slow` a
+/// download that takes a third of a second.
 async fn answer(
     name: Bytes,
     chunks: Arc<Semaphore>,
@@ -275,6 +279,13 @@ async fn answer(
             whole(Bytes::from(text))
         }
         "/echo" => request.into_body().boxed_unsync(),
+        "/slow" => {
+            let piece = |_| async {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                Ok(Frame::data(Bytes::from_static(&[b'x'; SLOW_BYTES / SLOW_PIECES])))
+            };
+            StreamBody::new(stream::iter(0..SLOW_PIECES).then(piece)).boxed_unsync()
+        }
         "/stream" => {
             let chunk = move |number| {
                 let chunks = Arc::clone(&chunks);
