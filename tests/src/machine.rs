@@ -60,7 +60,9 @@ impl Machine {
     pub fn start_with_hosts(address: Ipv4Addr, settings: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("vr-machine-").tempdir().expect("a temporary folder");
         let data = dir.path().join("data");
-        fs::create_dir(&data).and_then(|()| fs::write(data.join("settings.yaml"), settings)).expect("the settings");
+        fs::create_dir(&data)
+            .and_then(|()| fs::write(data.join("settings.yaml"), settings))
+            .expect("the settings");
         Self::new_at(dir.path().to_owned(), Some(dir), &[], format!("{address}:0"))
     }
 
@@ -73,7 +75,12 @@ impl Machine {
         Self::new_at(root, temporary, more_flags, "127.0.0.1:0".to_owned())
     }
 
-    fn new_at(root: PathBuf, temporary: Option<tempfile::TempDir>, more_flags: &[&str], listen: String) -> Self {
+    fn new_at(
+        root: PathBuf,
+        temporary: Option<tempfile::TempDir>,
+        more_flags: &[&str],
+        listen: String,
+    ) -> Self {
         let mut machine = Self {
             root,
             _temporary: temporary,

@@ -11,7 +11,10 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::mpsc::channel;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
@@ -134,7 +137,7 @@ impl Network {
         let number = self.hosts.fetch_add(1, Ordering::Relaxed);
         assert!(number < 200, "too many hosts");
         let address = Ipv4Addr::new(10, 123, 0, 10 + number);
-        let place = Place::new();
+        let place = Arc::new(Place::new());
         place.mount_over(&self.names, Path::new("/etc/hosts"));
         let cable = format!("to-{number}");
         self.place.within(|| {
@@ -173,7 +176,7 @@ impl Network {
 pub struct NetworkHost {
     name: String,
     address: Ipv4Addr,
-    place: Place,
+    place: Arc<Place>,
     cable: String,
     boot_id: PathBuf,
     boots: AtomicU8,
@@ -215,25 +218,29 @@ impl NetworkHost {
         self.within(|| done(command("mount").args(["-o", "loop"]).arg(image.path()).arg(folder)));
     }
 
-    /// Fills the file system that a file is on to the last byte.
+    /// Fills the file system that a folder is on to the last byte, and keeps it full.
     ///
     /// # Panics
     /// When something else than the lack of space is in the way.
-    pub fn fill(&self, file: &Path) {
-        self.within(|| {
-            let mut file = File::create(file).expect("a file");
-            // Byte by byte at the end: half a block is enough for a small file.
-            for size in [1 << 20, 1 << 12, 1] {
-                let bytes = vec![b'x'; size];
-                let error = loop {
-                    if let Err(error) = file.write_all(&bytes) {
-                        break error;
-                    }
-                };
-                assert_eq!(error.kind(), ErrorKind::StorageFull, "{error}");
-            }
-            file.sync_all().expect("a full disk");
+    pub fn fill(&self, folder: &Path) -> FullDisk {
+        let (place, path) = (Arc::clone(&self.place), folder.join("filler"));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (is_stopped, (full, is_full)) = (Arc::clone(&stop), channel());
+        let filler = std::thread::spawn(move || {
+            place.within(|| {
+                let mut file = File::create(&path).expect("a file");
+                while !is_stopped.load(Ordering::Relaxed) {
+                    // What others give back is taken, too.
+                    fill(&mut file);
+                    let _nobody_waits = full.send(());
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                drop(file);
+                fs::remove_file(&path).expect("the filler");
+            });
         });
+        is_full.recv_timeout(PATIENCE).expect("a full disk");
+        FullDisk { stop, filler: Some(filler) }
     }
 
     /// The processes on the host, without those that were put into yet another network.
@@ -272,6 +279,36 @@ impl NetworkHost {
         let text =
             format!("00000000-0000-4000-8000-0000{:04}{boot:04}\n", u16::from(self.address.octets()[3]));
         fs::write(&self.boot_id, text).expect("a boot id");
+    }
+}
+
+/// Writes until nothing fits any more, byte by byte at the end: half a block is enough for a small file.
+fn fill(file: &mut File) {
+    for size in [1 << 20, 1 << 12, 1] {
+        let bytes = vec![b'x'; size];
+        let error = loop {
+            if let Err(error) = file.write_all(&bytes) {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::StorageFull, "{error}");
+    }
+    // What is only in memory yet has no place on the disk.
+    file.sync_all().expect("a full disk");
+}
+
+/// A disk that is full until this is dropped.
+#[derive(Debug)]
+pub struct FullDisk {
+    stop: Arc<AtomicBool>,
+    filler: Option<JoinHandle<()>>,
+}
+
+impl Drop for FullDisk {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = self.filler.take().map(JoinHandle::join);
+        assert!(std::thread::panicking() || !matches!(ended, Some(Err(_))), "the filler failed");
     }
 }
 
@@ -343,12 +380,11 @@ mod tests {
         let host = network.host("web1");
         let folder = tempfile::tempdir().unwrap();
         host.small_disk(folder.path(), 8 << 20);
-        let file = folder.path().join("file");
-        host.fill(&file);
-        let error = host.within(|| fs::write(folder.path().join("other"), "text")).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::StorageFull);
-        assert!(!file.exists(), "nobody else sees it");
-        host.within(|| fs::remove_file(&file)).unwrap();
-        host.within(|| fs::write(folder.path().join("other"), "text")).unwrap();
+        let full = host.fill(folder.path());
+        let write = || fs::write(folder.path().join("other"), "text");
+        assert_eq!(host.within(write).unwrap_err().kind(), ErrorKind::StorageFull);
+        write().expect("the machine's own disk");
+        drop(full);
+        host.within(write).unwrap();
     }
 }

@@ -103,14 +103,18 @@ async fn remove_left_procs(host: &Arc<Host>, unused_for: Duration, report: &mut 
         Err(e) => return report.errors.push(format!("cannot look at the procs' folders: {e}")),
     };
     for (name, path, bytes) in left {
-        if host.snapshot(&name).is_some() {
-            continue;
-        }
-        if !report.dry_run
-            && let Err(e) = host.delete(&name).await
-        {
-            report.errors.push(vr_common::exit::chain(&e));
-            continue;
+        let goes = match report.dry_run {
+            true => Ok(host.snapshot(&name).is_none()),
+            false => host.delete_left(&name).await,
+        };
+        match goes {
+            Ok(true) => {}
+            // It is somebody's by now.
+            Ok(false) => continue,
+            Err(e) => {
+                report.errors.push(vr_common::exit::chain(&e));
+                continue;
+            }
         }
         report.removed.push(RemovedPath { kind: LEFT_PROC.to_owned(), path, bytes });
         report.procs.push(name);

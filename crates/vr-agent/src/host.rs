@@ -339,6 +339,19 @@ impl Host {
         }
     }
 
+    /// Has what is left of a proc gone; whether it did. Does nothing when somebody has taken it up again.
+    pub(crate) async fn delete_left(self: &Arc<Self>, name: &str) -> Result<bool, AgentError> {
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut procs = self.lock();
+            if procs.supervised.contains_key(name) || self.files(name).proc_yaml().exists() {
+                return Ok(false);
+            }
+            self.make(name, &mut procs, Some(Command::Delete(reply)));
+        }
+        answer.await.unwrap_or_else(|_| Err(AgentError::Broken(name.to_owned()))).map(|()| true)
+    }
+
     /// Runs a proc's uptests in a container of their own.
     pub async fn uptest(&self, name: &str) -> Result<UptestReport, AgentError> {
         let files = self.files(name);
@@ -380,7 +393,9 @@ impl Host {
         // Names become paths.
         let name = name.parse::<ContainerName>().map_err(|_| no_such_proc())?.to_string();
         let files = self.files(&name);
-        if files.proc_yaml().exists() {
+        // While a proc is torn down, its log has been moved already.
+        let is_going = || self.around.deleting.join(&name).exists() && !files.log().exists();
+        if files.proc_yaml().exists() && !is_going() {
             return Ok(files.log());
         }
         let left = || files.dir.exists().then(|| files.log());
@@ -479,7 +494,7 @@ impl Host {
                 }
             }
             // Its proc is gone, or it broke: there is another one now, or none.
-            self.forget(name, &handle.ended, false);
+            self.forget(name, &handle.ended, false, None);
             tokio::task::yield_now().await;
         }
         Err(AgentError::Broken(name.to_owned()))
@@ -487,26 +502,45 @@ impl Host {
 
     fn find_or_make(self: &Arc<Self>, name: &str) -> Handle {
         let mut procs = self.lock();
-        if let Some(handle) = procs.supervised.get(name) {
-            return handle.clone();
+        match procs.supervised.get(name) {
+            Some(handle) => handle.clone(),
+            None => self.make(name, &mut procs, None),
         }
+    }
+
+    /// Makes the supervision of a proc that has none. The first command comes before those of others who find it.
+    fn make(self: &Arc<Self>, name: &str, procs: &mut Procs, first: Option<Command>) -> Handle {
         let (supervision, handle, commands) = Supervision::new(name, Arc::clone(&self.around));
+        if let Some(command) = first {
+            // There is room for some.
+            let _ = handle.commands.try_send(Box::new(command));
+        }
         procs.supervised.insert(name.to_owned(), handle.clone());
         procs.let_go.remove(name);
-        drop(procs);
         let task = tokio::spawn(supervision.run(commands));
         tokio::spawn(see_off(Arc::downgrade(self), name.to_owned(), handle.ended.clone(), task));
         handle
     }
 
-    /// Takes a supervision from the list, unless another one has taken its place.
-    fn forget(&self, name: &str, ended: &Arc<AtomicBool>, let_go: bool) {
+    /// Takes a supervision from the list, unless another one has taken its place. Whoever knows of the proc is told that it
+    /// is gone.
+    fn forget(
+        &self,
+        name: &str,
+        ended: &Arc<AtomicBool>,
+        let_go: bool,
+        announced: Option<(Arc<str>, Snapshot)>,
+    ) {
         let mut procs = self.lock();
         if procs.supervised.get(name).is_some_and(|handle| Arc::ptr_eq(&handle.ended, ended)) {
             procs.supervised.remove(name);
             if let_go {
                 procs.let_go.insert(name.to_owned());
             }
+        }
+        // Under the lock: a proc that takes its place must not be told of before.
+        if let Some((name, snapshot)) = announced {
+            self.changes().publish(ChangeKind::Removed, &name, snapshot);
         }
     }
 }
@@ -519,10 +553,7 @@ async fn see_off(host: Weak<Host>, name: String, ended: Arc<AtomicBool>, task: J
             ended.store(true, Ordering::Release);
             // Forgotten before anybody hears of it, so that those who ask again find the next one.
             if let Some(host) = host.upgrade() {
-                host.forget(&name, &ended, let_go);
-                if let Some((name, snapshot)) = announced {
-                    host.changes().publish(ChangeKind::Removed, &name, snapshot);
-                }
+                host.forget(&name, &ended, let_go, announced);
             }
             for (reply, answer) in answers {
                 let _ = reply.send(answer);
@@ -533,7 +564,7 @@ async fn see_off(host: Weak<Host>, name: String, ended: Arc<AtomicBool>, task: J
             error!(proc = name, "its supervision broke and is started again");
             sleep(BROKEN_PAUSE).await;
             if let Some(host) = host.upgrade() {
-                host.forget(&name, &ended, false);
+                host.forget(&name, &ended, false, None);
                 if host.files(&name).proc_yaml().exists() || host.around.deleting.join(&name).exists() {
                     host.find_or_make(&name);
                 }
@@ -586,5 +617,40 @@ mod tests {
         let stopped = host.stop(name).await.unwrap();
         assert_eq!(stopped.statename, ProcState::Stopped);
         assert!(!Arc::ptr_eq(&host.find_or_make(name).ended, &first.ended));
+    }
+
+    #[tokio::test]
+    async fn what_is_left_goes_unless_somebody_has_taken_it_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = "demo-v1-prod-abcd1234-web-5001";
+        let proc_dir = dir.path().join("procs").join(name);
+        let host = Host::open("h", VrRoot::new(dir.path()), &dir.path().join("agent")).await.unwrap();
+        std::fs::create_dir_all(proc_dir.join("rootfs")).unwrap();
+        let taken = host.find_or_make(name);
+        assert!(!host.delete_left(name).await.unwrap());
+        host.forget(name, &taken.ended, false, None);
+        std::fs::write(proc_dir.join("proc.yaml"), "cmd: x").unwrap();
+        assert!(!host.delete_left(name).await.unwrap());
+        std::fs::remove_file(proc_dir.join("proc.yaml")).unwrap();
+        assert!(host.delete_left(name).await.unwrap());
+        assert!(!proc_dir.exists() && host.list().procs.is_empty());
+        assert_eq!(std::fs::read_dir(dir.path().join("agent/deleting")).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_log_can_be_read_while_its_proc_is_torn_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = "demo-v1-prod-abcd1234-web-5001";
+        let host = Host::open("h", VrRoot::new(dir.path()), &dir.path().join("agent")).await.unwrap();
+        let proc_dir = dir.path().join("procs").join(name);
+        std::fs::create_dir_all(&proc_dir).unwrap();
+        for file in ["proc.yaml", "log"] {
+            std::fs::write(proc_dir.join(file), file).unwrap();
+        }
+        assert_eq!(host.log(name, 100).unwrap(), b"log");
+        std::fs::write(dir.path().join("agent/deleting").join(name), "").unwrap();
+        assert_eq!(host.log(name, 100).unwrap(), b"log", "it is being stopped");
+        host.around.kept_logs.keep(name, &proc_dir).unwrap();
+        assert_eq!(host.log(name, 100).unwrap(), b"log", "it is being torn down");
     }
 }

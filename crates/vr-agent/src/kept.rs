@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tracing::{info, warn};
@@ -28,15 +29,18 @@ pub struct KeptLogs {
     folder: PathBuf,
     keep_for: Duration,
     most_bytes: u64,
+    /// Held while something is moved or removed, so that no log goes that was moved here just now.
+    changing: Mutex<()>,
 }
 
 impl KeptLogs {
     /// In a folder, which is made when it is needed, for so many days; 0 keeps none.
     pub fn new(folder: PathBuf, days: u32) -> Self {
-        Self { folder, keep_for: DAY.saturating_mul(days), most_bytes: MOST_BYTES }
+        Self { folder, keep_for: DAY.saturating_mul(days), most_bytes: MOST_BYTES, changing: Mutex::default() }
     }
 
-    /// Moves a proc's logs here; one that never wrote anything has none. Without days, does nothing.
+    /// Moves a proc's logs here; one that never wrote anything has none. What is too much now goes at once. Without days,
+    /// does nothing.
     pub fn keep(&self, name: &str, proc_dir: &Path) -> io::Result<()> {
         let has_something = |file: &&str| {
             let found = fs::symlink_metadata(proc_dir.join(file));
@@ -46,22 +50,31 @@ impl KeptLogs {
         if self.keep_for.is_zero() || moving.is_empty() {
             return Ok(());
         }
+        let changing = self.changing();
         let to = self.folder.join(name);
         let private = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         private(&self.folder)?;
         private(&to)?;
-        if moving == ["log"] {
+        if moving.len() == 1 {
             rename_if_there(&to.join("log"), &to.join("log.1"))?;
         }
-        for file in moving {
-            fs::rename(proc_dir.join(file), to.join(file))?;
+        // A log that was moved on just before the end is the newest that there is. The newest goes last, so that the order
+        // is right also when this is cut short and done again.
+        for (file, kept_as) in moving.into_iter().zip(FILES).rev() {
+            fs::rename(proc_dir.join(file), to.join(kept_as))?;
         }
         // A rename over a file of the same name may leave the folder's time as it was.
-        set_time(&to)
+        set_time(&to)?;
+        drop(changing);
+        if let Err(e) = self.sweep() {
+            warn!("the logs of procs that are gone cannot be looked through: {e}");
+        }
+        Ok(())
     }
 
     /// Moves them back to a proc that could not be removed; none are no error.
     pub fn give_back(&self, name: &str, proc_dir: &Path) -> io::Result<()> {
+        let _changing = self.changing();
         let from = self.folder.join(name);
         for file in FILES {
             // What the proc has there is newer.
@@ -100,13 +113,19 @@ impl KeptLogs {
 
     /// Removes what was kept long enough, and the oldest of what is too much.
     pub fn sweep(&self) -> io::Result<()> {
+        let _changing = self.changing();
         let mut entries = self.entries()?;
         entries.sort_by_key(|entry| std::cmp::Reverse(entry.deleted));
         let now = SystemTime::now();
         let mut total = 0_u64;
         for entry in entries {
-            // A deletion in the future, by a clock that was set back, is none of long ago.
-            let age = now.duration_since(entry.deleted).unwrap_or_default();
+            let age = now.duration_since(entry.deleted).unwrap_or_else(|_| {
+                // The clock was set back. From now on its time counts, or it would outlive all others.
+                if let Err(e) = set_time(&self.folder.join(&entry.name)) {
+                    warn!(proc = entry.name, "the time of its kept log cannot be set: {e}");
+                }
+                Duration::ZERO
+            });
             total = total.saturating_add(entry.bytes);
             if age < self.keep_for && total <= self.most_bytes {
                 continue;
@@ -122,6 +141,11 @@ impl KeptLogs {
             }
         }
         Ok(())
+    }
+
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        // It guards files, which are as they are.
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn entries(&self) -> io::Result<Vec<Entry>> {
@@ -235,6 +259,18 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_was_moved_on_just_before_the_end_is_found() {
+        let host = Host::new(7);
+        host.delete(NAME, &[("log", "one")]);
+        host.delete(NAME, &[("log", ""), ("log.1", "two")]);
+        assert_eq!(fs::read_to_string(host.kept.find(NAME).unwrap()).unwrap(), "two");
+        assert_eq!(host.text("log.1"), "one");
+        let other = "demo-v1-prod-abcd1234-web-5002";
+        host.delete(other, &[("log.1", "all of it")]);
+        assert_eq!(fs::read_to_string(host.kept.find(other).unwrap()).unwrap(), "all of it");
+    }
+
+    #[test]
     fn a_proc_that_stays_gets_its_log_back() {
         let host = Host::new(7);
         let dir = host.proc(NAME, &[("log", "one"), ("log.1", "zero")]);
@@ -263,6 +299,20 @@ mod tests {
         host.kept.sweep().unwrap();
         assert_eq!(host.names(), names[2..], "the newest stays");
         assert!(host.dir.path().join("logs/not ours").exists());
+        // Also without a sweep of its own, what comes later takes the place of what is too much.
+        host.delete(names[0], &[("log", "0123456789")]);
+        assert_eq!(host.names(), names[..1]);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_makes_no_log_last_for_ever() {
+        let host = Host::new(7);
+        host.delete(NAME, &[("log", "one")]);
+        let folder = fs::File::open(host.dir.path().join("logs").join(NAME)).unwrap();
+        folder.set_modified(SystemTime::now() + 1000 * DAY).unwrap();
+        host.kept.sweep().unwrap();
+        assert_eq!(host.names(), [NAME]);
+        assert!(folder.metadata().unwrap().modified().unwrap() <= SystemTime::now());
     }
 
     #[test]

@@ -585,9 +585,10 @@ async fn a_full_disk_stops_no_supervision() {
     // What cannot be done is refused with a reason, and leaves nothing.
     let other = NAME.replace("5001", "5002");
     let body = serde_json::json!({ "proc_yaml": yaml.replace("5001", "5002") });
-    let refused = answer::<serde_json::Value>(host.request(Method::PUT, &format!("procs/{other}")).json(&body))
-        .await
-        .unwrap_err();
+    let refused =
+        answer::<serde_json::Value>(host.request(Method::PUT, &format!("procs/{other}")).json(&body))
+            .await
+            .unwrap_err();
     assert!(refused.body.error.contains("No space left on device"), "{refused:?}");
     assert!(!disk.path(&format!("procs/{other}")).exists());
 
@@ -672,7 +673,8 @@ async fn procs_that_hang_at_their_start_hold_up_others_only_for_a_while() {
     }
     let all_hang = async || {
         let states = states().await;
-        states.len() == at_once && states.iter().all(|(state, pid)| *state == ProcState::Starting && *pid != 0)
+        states.len() == at_once
+            && states.iter().all(|(state, pid)| *state == ProcState::Starting && *pid != 0)
     };
     let deadline = Instant::now() + harness::PATIENCE;
     while !all_hang().await {

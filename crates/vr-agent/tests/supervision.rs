@@ -6,7 +6,7 @@ mod harness;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::{NAME, PATIENCE, end_all_naming, is_alive, proc_yaml, send, until};
 use rustix::process::Signal;
@@ -83,6 +83,18 @@ impl World {
 
     async fn until_log(&self, text: &str) {
         until(text, || self.log().contains(text).then_some(())).await;
+    }
+
+    async fn until_usage(&self, wanted: impl Fn(&Usage) -> bool) -> Usage {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let usage = self.usage().await;
+            if wanted(&usage) {
+                return usage;
+            }
+            assert!(Instant::now() < deadline, "{usage:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     async fn usage(&self) -> Usage {
@@ -352,25 +364,11 @@ async fn what_a_proc_uses_is_told_with_and_without_limits() {
         let text = "x=$(head -c 40000000 /dev/zero | tr '\\0' x); (while :; do :; done) & echo ready; wait";
         world.deploy(&format!("{}\n{limits}", script(text))).await.unwrap();
         world.until_log("ready").await;
-        let busy = async || {
-            let usage = world.usage().await;
-            (usage.memory_bytes > 40_000_000 && usage.cpu_seconds > 0.0).then_some(usage)
-        };
-        let first = loop {
-            match busy().await {
-                Some(usage) => break usage,
-                None => tokio::time::sleep(Duration::from_millis(100)).await,
-            }
-        };
+        let first =
+            world.until_usage(|usage| usage.memory_bytes > 40_000_000 && usage.cpu_seconds > 0.0).await;
         assert!(first.memory_bytes < 200_000_000, "{first:?}");
         assert_eq!((first.processes, first.restarts, first.ooms), (Some(2), 0, 0), "{limits}");
-        let second = loop {
-            let usage = world.usage().await;
-            if usage.cpu_percent.is_some() && usage != first {
-                break usage;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        };
+        let second = world.until_usage(|usage| usage.cpu_percent.is_some() && *usage != first).await;
         assert!(second.cpu_seconds > first.cpu_seconds && second.cpu_percent > Some(1.0), "{second:?}");
         world.host.stop(NAME).await.unwrap();
         let down = world.usage().await;

@@ -147,8 +147,7 @@ fn a_full_disk_is_said_and_stops_no_supervision() {
         remote.host.small_disk(&remote.path("root"), 24 << 20);
         remote.start_agent();
         let [kept, stopped] = [5001, 5002].map(|port| pid(&remote.deploy(port, PATIENCE).unwrap()));
-        let filler = remote.path("root/filler");
-        remote.host.fill(&filler);
+        let full = remote.host.fill(&remote.path("root"));
 
         let said = remote.deploy(5003, PATIENCE).unwrap_err().sentence(500);
         assert!(said.contains("No space left on device"), "{said}");
@@ -161,7 +160,7 @@ fn a_full_disk_is_said_and_stops_no_supervision() {
         assert_eq!(remote.get("procs")["procs"].as_array().unwrap().len(), 2);
         assert_eq!(remote.proc(5001)["statename"], "RUNNING");
 
-        remote.host.within(|| fs::remove_file(&filler)).unwrap();
+        drop(full);
         assert_eq!(remote.act(5002, "stop").unwrap()["statename"], "STOPPED");
         remote.deploy(5003, PATIENCE).unwrap();
         assert_eq!(remote.until_running(5001), kept);
@@ -181,12 +180,11 @@ fn a_crash_on_a_full_disk_is_made_good_when_there_is_room() {
         remote.host.small_disk(&remote.path("root"), 24 << 20);
         remote.start_agent();
         let before = pid(&remote.deploy(5001, PATIENCE).unwrap());
-        let filler = remote.path("root/filler");
-        remote.host.fill(&filler);
+        let full = remote.host.fill(&remote.path("root"));
         kill_app(before);
         let down = remote.until(5001, "BACKOFF", |proc| proc["statename"] == "BACKOFF");
         assert!(down["description"].as_str().unwrap().contains("No space left on device"), "{down:#}");
-        remote.host.within(|| fs::remove_file(&filler)).unwrap();
+        drop(full);
         // By itself: it is tried again.
         assert_ne!(remote.until_running(5001), before);
         assert_eq!(remote.waiting_vruns(5001), 1);

@@ -31,7 +31,9 @@ fn machine(network: &Network, hosts: &[Remote]) -> Machine {
         client.create("/api/v1/hosts/", &body).expect("a host");
     }
     // The procs are to be on the hosts that fail.
-    client.patch::<Value>("/api/v1/hosts/localhost/", &json!({"active": false})).expect("the server's own machine");
+    client
+        .patch::<Value>("/api/v1/hosts/localhost/", &json!({"active": false}))
+        .expect("the server's own machine");
     for remote in hosts {
         wait_for("the server to know its hosts", PATIENCE, || known(&machine, remote).seen.then_some(()));
     }
@@ -50,8 +52,10 @@ struct Known {
 
 fn known(machine: &Machine, remote: &Remote) -> Known {
     let asked = Instant::now();
-    let list: Value =
-        machine.client().get(&format!("/api/v1/hosts/{}/procs/", remote.host.name())).expect("a host's procs");
+    let list: Value = machine
+        .client()
+        .get(&format!("/api/v1/hosts/{}/procs/", remote.host.name()))
+        .expect("a host's procs");
     let procs = list["objects"].as_array().expect("a list");
     Known {
         took: asked.elapsed(),
@@ -64,7 +68,8 @@ fn known(machine: &Machine, remote: &Remote) -> Known {
 /// All events about a host, the oldest first.
 fn events(machine: &Machine, remote: &Remote) -> Vec<Event> {
     let page: Page<Event> = machine.client().get("/api/v1/events/?limit=100").expect("events");
-    let ours = |event: &Event| event.tags.iter().any(|tag| tag == "host") && event.title == remote.host.name();
+    let ours =
+        |event: &Event| event.tags.iter().any(|tag| tag == "host") && event.title == remote.host.name();
     page.objects.into_iter().rev().filter(ours).collect()
 }
 
@@ -76,8 +81,8 @@ fn has_tag(event: &Event, tag: &str) -> bool {
 fn hosts_that_fail_are_said_once_hold_up_nobody_and_come_back_with_all_they_had() {
     let network = Network::new();
     network.within(|| {
-        let mut hosts =
-            ["cut-off", "frozen", "agentless", "powerless", "fine"].map(|name| Remote::started(&network, name));
+        let mut hosts = ["cut-off", "frozen", "agentless", "powerless", "fine"]
+            .map(|name| Remote::started(&network, name));
         let machine = machine(&network, &hosts);
         machine.add_hello(5);
         assert_eq!(machine.swarm_to("v1").error, None);
@@ -105,16 +110,24 @@ fn hosts_that_fail_are_said_once_hold_up_nobody_and_come_back_with_all_they_had(
         for remote in failing {
             let asked = Instant::now();
             let uri = format!("/api/v1/hosts/{0}/procs/{1}/", remote.host.name(), proc_of(&machine, remote));
-            let error = machine.client().post::<Value>(&uri, &json!({"action": "start"})).expect_err("nobody is there");
+            let error = machine
+                .client()
+                .post::<Value>(&uri, &json!({"action": "start"}))
+                .expect_err("nobody is there");
             assert!(asked.elapsed() < AT_LAST, "{:?}: {error}", asked.elapsed());
         }
         let uri = format!("/api/v1/hosts/fine/procs/{}/", proc_of(&machine, &fine[0]));
-        let proc: Value = machine.client().post(&uri, &json!({"action": "restart"})).expect("the one that is fine");
+        let proc: Value =
+            machine.client().post(&uri, &json!({"action": "restart"})).expect("the one that is fine");
         let restarted = proc["pid"].as_i64().expect("a pid");
         assert_ne!(vec![restarted], before[4]);
         // Only the power took procs along.
         for (remote, pids) in failing.iter().take(3).zip(&before) {
-            assert!(pids.iter().all(|pid| is_alive(i32::try_from(*pid).expect("a pid"))), "{}", remote.host.name());
+            assert!(
+                pids.iter().all(|pid| is_alive(i32::try_from(*pid).expect("a pid"))),
+                "{}",
+                remote.host.name()
+            );
         }
 
         network.heal(&hosts[0].host);
@@ -138,7 +151,9 @@ fn hosts_that_fail_are_said_once_hold_up_nobody_and_come_back_with_all_they_had(
                 let events = events(&machine, remote);
                 ["failed", "success"].map(|tag| events.iter().filter(|event| has_tag(event, tag)).count())
             };
-            wait_for("one event of its going, and one of its coming", PATIENCE, || (counts() == expected).then_some(()));
+            wait_for("one event of its going, and one of its coming", PATIENCE, || {
+                (counts() == expected).then_some(())
+            });
             let told = events(&machine, remote);
             assert!(told.iter().all(|event| event.message.contains(remote.host.name())), "{told:?}");
         }
@@ -147,15 +162,22 @@ fn hosts_that_fail_are_said_once_hold_up_nobody_and_come_back_with_all_they_had(
         let procs = machine.wait_procs(5);
         assert!(procs.iter().all(|proc| proc.parsed.version == "v2"), "{procs:?}");
         for remote in &hosts {
-            assert_eq!(remote.get("procs")["procs"].as_array().map(Vec::len), Some(1), "{}", remote.host.name());
+            assert_eq!(
+                remote.get("procs")["procs"].as_array().map(Vec::len),
+                Some(1),
+                "{}",
+                remote.host.name()
+            );
         }
     });
 }
 
 /// The only proc that the server knows of a host.
 fn proc_of(machine: &Machine, remote: &Remote) -> String {
-    let list: Value =
-        machine.client().get(&format!("/api/v1/hosts/{}/procs/", remote.host.name())).expect("a host's procs");
+    let list: Value = machine
+        .client()
+        .get(&format!("/api/v1/hosts/{}/procs/", remote.host.name()))
+        .expect("a host's procs");
     list["objects"][0]["name"].as_str().expect("a proc").to_owned()
 }
 

@@ -13,7 +13,7 @@ use crate::parts::{PASSWORD, RpcHost, Supervisord, USER, proc_yaml, supervisorct
 const WEB: &str = "demo-v1-prod-abcd1234-web-5001";
 /// Says nothing.
 const WORKER: &str = "demo-v1-prod-abcd1234-worker-5002";
-/// Cannot run.
+/// Cannot run: it ends long before it counts as started, however busy the machine is.
 const BROKEN: &str = "demo-v1-prod-abcd1234-broken-5003";
 /// Comes later.
 const LATER: &str = "demo-v1-prod-abcd1234-later-5004";
@@ -77,10 +77,13 @@ fn session() -> Vec<Step> {
         Ctl("fg nope"),
         Ctl("restart worker"),
         Ctl("start web:*"),
+        // On a busy machine it can be RUNNING before it has said anything.
+        Log("web", "hello\n"),
         Ctl("stop web:*"),
         Ctl("stop web:*"),
         Ctl("status web:*"),
         Ctl("start web:*"),
+        Log("web", "hello\nhello\n"),
         Ctl("restart web:*"),
         // What cannot run.
         Ctl("start broken"),
@@ -256,7 +259,7 @@ async fn agent(host: &RpcHost, url: String) -> Side {
     let talk = write_talk(&host.host.path(""));
     host.deploy(WEB, &format!("cmd: sh {}", talk.display())).await.unwrap();
     host.deploy(WORKER, "cmd: sleep 98765").await.unwrap();
-    host.deploy(BROKEN, "cmd: \"false\"\nstartretries: 0").await.unwrap_err();
+    host.deploy(BROKEN, "cmd: \"false\"\nstartretries: 0\nstartsecs: 30").await.unwrap_err();
     let procs = host.host.path("root/procs");
     let configure = move |name: &str, configuration: Configuration| {
         let file = procs.join(name).join("proc.yaml");
@@ -287,7 +290,7 @@ fn supervisord() -> (Supervisord, tempfile::TempDir) {
     let programs = [
         (WEB, section(WEB, &format!("sh {}", talk.display()), "")),
         (WORKER, section(WORKER, "sleep 98765", "")),
-        (BROKEN, section(BROKEN, "false", "startretries=0")),
+        (BROKEN, section(BROKEN, "false", "startretries=0\nstartsecs=30")),
     ];
     (Supervisord::start(&programs), dir)
 }
