@@ -12,7 +12,7 @@ use crate::debian;
 use crate::steps::{self, cargo, timed};
 
 /// What the tests run, and the Debian package that holds it.
-const PROGRAMS: [(&str, &str); 19] = [
+const PROGRAMS: [(&str, &str); 20] = [
     ("git", "git"),
     ("hg", "mercurial"),
     ("make", "make"),
@@ -32,6 +32,7 @@ const PROGRAMS: [(&str, &str); 19] = [
     ("faketime", "faketime"),
     ("nginx", "nginx"),
     ("varnishd", "varnish"),
+    ("mkfs.ext4", "e2fsprogs"),
 ];
 
 /// What the tests read without running it, and the Debian package that holds it.

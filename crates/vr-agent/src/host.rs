@@ -172,7 +172,7 @@ impl Host {
 
     /// The procs' names, sorted.
     pub fn names(&self) -> Vec<String> {
-        self.lock().supervised.keys().cloned().collect()
+        self.handles().into_iter().filter(|(_, handle)| handle.has_proc()).map(|(name, _)| name).collect()
     }
 
     /// What is known of a proc, if it is supervised.
@@ -188,8 +188,9 @@ impl Host {
 
     /// All procs, sorted by name.
     pub fn list(&self) -> ProcList {
-        let procs = self.handles().iter().map(|(name, handle)| self.show(name, handle)).collect();
-        ProcList { host: self.name.clone(), procs }
+        let handles = self.handles();
+        let procs = handles.iter().filter(|(_, handle)| handle.has_proc());
+        ProcList { host: self.name.clone(), procs: procs.map(|(name, handle)| self.show(name, handle)).collect() }
     }
 
     /// One proc.
@@ -477,11 +478,7 @@ impl Host {
             };
             let (reply, answer) = oneshot::channel();
             let command = command(reply);
-            handle.give_up.send_modify(|GiveUps { stops, deletes }| match command {
-                Command::Stop(..) => *stops += 1,
-                Command::Delete(_) => *deletes += 1,
-                _ => {}
-            });
+            handle.count(&command);
             if handle.commands.send(Box::new(command)).await.is_ok()
                 && let Ok(answer) = answer.await
             {
@@ -513,6 +510,7 @@ impl Host {
         let (supervision, handle, commands) = Supervision::new(name, Arc::clone(&self.around));
         if let Some(command) = first {
             // There is room for some.
+            handle.count(&command);
             let _ = handle.commands.try_send(Box::new(command));
         }
         procs.supervised.insert(name.to_owned(), handle.clone());
@@ -542,6 +540,22 @@ impl Host {
         if let Some((name, snapshot)) = announced {
             self.changes().publish(ChangeKind::Removed, &name, snapshot);
         }
+    }
+}
+
+impl Handle {
+    /// Tells a setup in progress of a command that is about to be sent, in case that it has to be given up.
+    fn count(&self, command: &Command) {
+        self.give_up.send_modify(|GiveUps { stops, deletes }| match command {
+            Command::Stop(..) => *stops += 1,
+            Command::Delete(_) => *deletes += 1,
+            _ => {}
+        });
+    }
+
+    /// Whether there is a proc, and not only somebody who asked for one that is not made yet or never was there.
+    fn has_proc(&self) -> bool {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 }
 
@@ -627,6 +641,7 @@ mod tests {
         let host = Host::open("h", VrRoot::new(dir.path()), &dir.path().join("agent")).await.unwrap();
         std::fs::create_dir_all(proc_dir.join("rootfs")).unwrap();
         let taken = host.find_or_make(name);
+        assert!(host.list().procs.is_empty() && host.names().is_empty(), "there is no proc, and nobody is told of one");
         assert!(!host.delete_left(name).await.unwrap());
         host.forget(name, &taken.ended, false, None);
         std::fs::write(proc_dir.join("proc.yaml"), "cmd: x").unwrap();

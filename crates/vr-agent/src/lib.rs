@@ -24,6 +24,7 @@ pub mod kept;
 pub mod listener;
 pub mod logs;
 pub mod machine;
+pub mod own_names;
 pub mod process;
 pub mod publisher;
 pub mod record;

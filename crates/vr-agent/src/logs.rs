@@ -4,12 +4,13 @@
 //! [`Follower`] reads files at once: call it where that is fine.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use thiserror::Error;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -24,13 +25,19 @@ const PAUSE_MOST: Duration = Duration::from_millis(200);
 /// The last `bytes` bytes of the log; what the log itself is too short for comes from the rotated `LOG.1`.
 /// Empty when the proc has never written anything.
 pub fn read(log: &Path, bytes: u64) -> io::Result<Vec<u8>> {
-    let newest = end_of(log, bytes)?;
-    let missing = bytes - newest.len() as u64;
+    let newest = LogFile::open(log)?;
+    let mut end = newest.as_ref().map_or(Ok(Vec::new()), |newest| newest.end(bytes))?;
+    let missing = bytes.saturating_sub(end.len() as u64);
     if missing == 0 {
-        return Ok(newest);
+        return Ok(end);
     }
-    let mut text = end_of(&rotated(log), missing)?;
-    text.extend(newest);
+    let Some(older) = LogFile::open(&rotated(log))? else { return Ok(end) };
+    if newest.is_some_and(|newest| newest.identity == older.identity) {
+        // It was moved on just now.
+        return Ok(end);
+    }
+    let mut text = older.end(missing)?;
+    text.append(&mut end);
     Ok(text)
 }
 
@@ -48,28 +55,35 @@ fn rotated(log: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn end_of(path: &Path, bytes: u64) -> io::Result<Vec<u8>> {
-    match LogFile::open(path)? {
-        Some(file) => file.read(Window { start: file.size().saturating_sub(bytes), length: bytes }),
-        None => Ok(Vec::new()),
-    }
-}
-
 /// A log that is open, so that its size and what is read belong together.
 #[derive(Debug)]
 pub struct LogFile {
     file: File,
     size: u64,
+    identity: Identity,
 }
 
 impl LogFile {
-    /// Opens a log; none when there is no file.
+    /// Opens a log; none when there is no file. Whoever could put a link or a pipe in its place must not have other files
+    /// read, or the reader wait.
     pub fn open(path: &Path) -> io::Result<Option<Self>> {
-        match File::open(path) {
-            Ok(file) => Ok(Some(Self { size: file.metadata()?.len(), file })),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY).bits();
+        let flags = i32::try_from(flags).map_err(io::Error::other)?;
+        let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let there = file.metadata()?;
+        if !there.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
         }
+        Ok(Some(Self { file, size: there.len(), identity: (there.dev(), there.ino()) }))
+    }
+
+    /// The last `bytes` bytes that it had when it was opened.
+    fn end(&self, bytes: u64) -> io::Result<Vec<u8>> {
+        self.read(Window { start: self.size.saturating_sub(bytes), length: bytes.min(self.size) })
     }
 
     /// How long it was when it was opened, in bytes.
@@ -234,9 +248,8 @@ type Identity = (u64, u64);
 
 impl Open {
     fn at(path: &Path) -> io::Result<Option<Self>> {
-        let Some(LogFile { file, .. }) = LogFile::open(path)? else { return Ok(None) };
-        let there = file.metadata()?;
-        Ok(Some(Self { file, identity: (there.dev(), there.ino()), position: 0 }))
+        let Some(LogFile { file, identity, .. }) = LogFile::open(path)? else { return Ok(None) };
+        Ok(Some(Self { file, identity, position: 0 }))
     }
 
     fn size(&self) -> io::Result<u64> {
@@ -344,6 +357,23 @@ mod tests {
         assert_eq!(read(&log, 3).unwrap(), b"est");
         assert_eq!(read(&log, 1000).unwrap(), b"0123456789newest");
         assert_eq!(read(&log, 0).unwrap(), b"");
+    }
+
+    #[test]
+    fn links_and_pipes_are_no_logs() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        fs::write(dir.path().join("secret"), "secret").unwrap();
+        std::os::unix::fs::symlink("secret", &log).unwrap();
+        assert!(read(&log, 10).is_err() && read_range(&log, 0, 10).is_err());
+        fs::remove_file(&log).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &log, rustix::fs::Mode::RUSR).unwrap();
+        assert!(read(&log, 10).is_err());
+        fs::remove_file(&log).unwrap();
+        // As a rotation looks that comes in between.
+        fs::write(&log, "once").unwrap();
+        fs::hard_link(&log, dir.path().join("log.1")).unwrap();
+        assert_eq!(read(&log, 10).unwrap(), b"once");
     }
 
     #[test]

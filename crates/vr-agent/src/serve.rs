@@ -19,11 +19,11 @@ use crate::address::{AgentAddress, ListenAddress};
 use crate::clean_up::{self, CleanUps};
 use crate::error::ServeError;
 use crate::host::{Host, Options};
-use crate::listener::{Connection, Folder, Listener};
+use crate::listener::{Folder, Listener};
 use crate::service_manager::{self, READY, STOPPING};
 use crate::settings::{self, Settings};
 use crate::tls::Tls;
-use crate::{api, connection, files, publisher, rpc, streams};
+use crate::{api, connection, files, own_names, publisher, rpc, streams};
 
 /// How many connections of one address are served at once; more wait to be accepted.
 const CONNECTIONS: usize = 256;
@@ -39,8 +39,6 @@ struct Entrance {
     listener: Listener,
     tls: Option<Arc<Tls>>,
     router: Router,
-    /// Whether the callers are Supervisor's.
-    is_supervisors: bool,
 }
 
 /// The signals that mean something to the agent. From their making on none is lost.
@@ -140,13 +138,21 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
         };
         let is_open = is_socket || !settings.tls.as_ref().is_some_and(|tls| tls.only_certificates);
         let router = api::router(Arc::clone(&service), is_open);
+        let router = match is_open && !is_socket && settings.token_file.is_none() {
+            true => own_names::only_for(router, settings.host.as_str()),
+            false => router,
+        };
         let router = streams::ending_with(router, ends.clone());
-        entrances.push(Entrance { listener, tls, router, is_supervisors: false });
+        entrances.push(Entrance { listener, tls, router });
     }
+    let is_guarded = supervisor_login.is_some();
     let supervisor = streams::ending_with(rpc::router(host, supervisor_login), ends);
     for listener in supervisor_listeners {
-        let router = supervisor.clone();
-        entrances.push(Entrance { listener, tls: None, router, is_supervisors: true });
+        let router = match &listener {
+            Listener::Tcp(_) if !is_guarded => own_names::only_for(supervisor.clone(), settings.host.as_str()),
+            _ => supervisor.clone(),
+        };
+        entrances.push(Entrance { listener, tls: None, router });
     }
     info!(address = %said.address, root = %root.display(), host = %settings.host, "serving");
     service_manager::tell(READY);
@@ -259,10 +265,6 @@ async fn accept(entrance: &Entrance, graceful: &GracefulShutdown) {
             }
         };
         let (tls, router) = (entrance.tls.clone(), entrance.router.clone());
-        let stream: Box<dyn Connection> = match entrance.is_supervisors {
-            true => Box::new(rpc::WithoutBlankLine::new(stream)),
-            false => stream,
-        };
         let connection = connection::serve(stream, tls, router, graceful.watcher());
         tokio::spawn(async move {
             connection.await;

@@ -8,6 +8,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -137,10 +138,10 @@ pub async fn ask(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0);
-    let mut child = tokio::process::Command::from(command)
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|e| failed(format!("cannot start {}: {e}", program.display())))?;
+    let mut command = tokio::process::Command::from(command);
+    command.kill_on_drop(true);
+    let mut child =
+        start(|| command.spawn()).map_err(|e| failed(format!("cannot start {}: {e}", program.display())))?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let work = async {
         let (out, err, status) =
@@ -205,7 +206,8 @@ pub fn launch(root: &VrRoot, files: &ProcFiles) -> Result<(Child, Messages), Str
     let (file, from) = open().map_err(|e| format!("cannot open {}: {e}", path.display()))?;
     let errors = file.try_clone().map_err(|e| format!("cannot open {}: {e}", path.display()))?;
     let program = process::sibling("vrun");
-    let child = process::command(&program)
+    let mut command = process::command(&program);
+    command
         .arg("run")
         .arg(files.proc_yaml())
         .arg("--log")
@@ -217,9 +219,8 @@ pub fn launch(root: &VrRoot, files: &ProcFiles) -> Result<(Child, Messages), Str
         .current_dir("/")
         .stdout(file)
         .stderr(errors)
-        .process_group(0)
-        .spawn()
-        .map_err(|e| format!("cannot start {}: {e}", program.display()))?;
+        .process_group(0);
+    let child = start(|| command.spawn()).map_err(|e| format!("cannot start {}: {e}", program.display()))?;
     Ok((child, Messages { path, from }))
 }
 
@@ -250,9 +251,20 @@ impl Messages {
     }
 }
 
+/// Held together by those who try a lock, and alone by those who start a program. A child that was forked while a lock was
+/// being tried holds it, too, until it executes its program; whoever looks then, vrun among them, finds the lock taken.
+static TRIED_LOCKS: RwLock<()> = RwLock::new(());
+
+/// Starts a program while no lock is being tried. All programs of the agent are started this way.
+pub fn start<T>(spawn: impl FnOnce() -> T) -> T {
+    let _alone = TRIED_LOCKS.write().unwrap_or_else(PoisonError::into_inner);
+    spawn()
+}
+
 /// Whether no vrun holds the proc.
 pub fn is_free(proc_yaml: &Path) -> io::Result<bool> {
     use vr_common::lock::{FileLock, LockError};
+    let _together = TRIED_LOCKS.read().unwrap_or_else(PoisonError::into_inner);
     match FileLock::existing(proc_yaml) {
         Ok(_) => Ok(true),
         Err(LockError::Held(_)) => Ok(false),

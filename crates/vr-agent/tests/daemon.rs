@@ -135,9 +135,12 @@ async fn ask(
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
     let connection = tokio::spawn(connection);
-    let mut request = Request::get("/v1/info").header("host", "localhost");
-    for (name, value) in headers {
-        request = request.header(*name, *value);
+    let mut request = Request::get("/v1/info");
+    for (name, value) in headers.iter().chain(&[("host", "localhost")]) {
+        // The first one of a name counts.
+        if request.headers_ref().is_none_or(|there| !there.contains_key(*name)) {
+            request = request.header(*name, *value);
+        }
     }
     let asked = tokio::time::timeout(PATIENCE, sender.send_request(request.body(Body::empty()).unwrap()));
     let response = asked.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
@@ -278,6 +281,11 @@ async fn without_a_token_this_machine_may_call_but_no_web_page() {
     assert_eq!(tcp(&[]).await, StatusCode::OK);
     assert_eq!(tcp(&[("origin", "http://evil.example")]).await, StatusCode::FORBIDDEN);
     assert_eq!(tcp(&[("sec-fetch-site", "cross-site")]).await, StatusCode::FORBIDDEN);
+    // A page that was made to look as if it came from this machine says nothing but its name.
+    assert_eq!(tcp(&[("host", "evil.example:9002")]).await, StatusCode::FORBIDDEN);
+    for own in [host.address().as_str(), "localhost:9002", "testhost:9002"] {
+        assert_eq!(tcp(&[("host", own)]).await, StatusCode::OK);
+    }
     let (status, _) = ask(UnixStream::connect(&socket).await.unwrap(), &[]).await.unwrap();
     assert_eq!(status, StatusCode::OK);
     assert!(host.agent_log().contains("no token: every user and every app of this machine may call"));

@@ -97,7 +97,12 @@ impl ChainedBalancer {
             return Err(BalancerError::Failed { subject: self.subject(pool), failed });
         }
         for HostFailure { host, reason } in failed {
-            tracing::warn!(balancer = self.name, host, reason, "a member of a chained balancer cannot be read");
+            tracing::warn!(
+                balancer = self.name,
+                host,
+                reason,
+                "a member of a chained balancer cannot be read"
+            );
         }
         Ok(results)
     }
@@ -208,7 +213,10 @@ fn failures(member: &dyn Balancer, error: &BalancerError) -> Vec<HostFailure> {
     match error {
         BalancerError::Failed { failed, .. } | BalancerError::OutOfStep { failed, .. } => failed
             .iter()
-            .map(|failure| HostFailure { host: within(member, &failure.host), reason: failure.reason.clone() })
+            .map(|failure| HostFailure {
+                host: within(member, &failure.host),
+                reason: failure.reason.clone(),
+            })
             .collect(),
         other => {
             // The member is named already.
@@ -286,10 +294,8 @@ impl Balancer for ChainedBalancer {
         grace: Duration,
     ) -> Result<Vec<DrainReport>, BalancerError> {
         let answers = self.ask(|member| member.wait_drained(pool, nodes, grace)).await;
-        let mut reports: Vec<DrainReport> = nodes
-            .iter()
-            .map(|node| DrainReport { node: node.clone(), open: 0, in_pool: false })
-            .collect();
+        let mut reports: Vec<DrainReport> =
+            nodes.iter().map(|node| DrainReport { node: node.clone(), open: 0, in_pool: false }).collect();
         for of_member in self.complete(Some(pool), answers)? {
             for (all, one) in reports.iter_mut().zip(of_member) {
                 all.open = all.open.saturating_add(one.open);
@@ -341,10 +347,8 @@ impl Balancer for ChainedBalancer {
                 Ok(of_member) => {
                     reports.extend(of_member.into_iter().map(|report| report_within(member, report)));
                 }
-                Err(error) => reports.extend(failures(member, &error).into_iter().map(|failure| SiteReport {
-                    host: failure.host,
-                    problems: vec![failure.reason],
-                    done: Vec::new(),
+                Err(error) => reports.extend(failures(member, &error).into_iter().map(|failure| {
+                    SiteReport { host: failure.host, problems: vec![failure.reason], done: Vec::new() }
                 })),
             }
         }
@@ -438,7 +442,11 @@ impl Balancer for ChainedBalancer {
                             Some(host) => host.done.push(done),
                             None => {
                                 let host = member.name().to_owned();
-                                report.hosts.push(SiteReport { host, problems: Vec::new(), done: vec![done] });
+                                report.hosts.push(SiteReport {
+                                    host,
+                                    problems: Vec::new(),
+                                    done: vec![done],
+                                });
                             }
                         }
                     }

@@ -81,7 +81,7 @@ pub enum ConfigError {
         found: String,
     },
     /// A traffic manager that cannot be asked like this.
-    #[error("BALANCERS.{balancer}")]
+    #[error("BALANCERS.{balancer}: it cannot be used with these URL, USER, PASSWORD and ca_file")]
     Stingray {
         /// The balancer.
         balancer: String,
@@ -167,7 +167,11 @@ const BACKENDS: &[Backend] = &[
     Backend {
         short_name: "varnish",
         dotted_name: "varnish.VarnishBalancer",
-        keys: &[LOGIN, FILES, &["main_pool_file", "pool_file_prefix", "vcl_file", "varnishadm_cmd", "varnishstat_cmd"]],
+        keys: &[
+            LOGIN,
+            FILES,
+            &["main_pool_file", "pool_file_prefix", "vcl_file", "varnishadm_cmd", "varnishstat_cmd"],
+        ],
         build: |settings| {
             let default = Varnish::default();
             let include_dir = settings.folder("include_dir", varnish::INCLUDE_DIR)?;
@@ -442,6 +446,8 @@ pub fn load_config(path: &Path) -> Result<BTreeMap<String, Arc<dyn Balancer>>, C
 
 #[cfg(test)]
 mod tests {
+    use vr_common::exit::chain;
+
     use super::*;
 
     pub(super) fn load(text: &str) -> Result<BTreeMap<String, Arc<dyn Balancer>>, ConfigError> {
@@ -449,7 +455,7 @@ mod tests {
     }
 
     pub(super) fn error(text: &str) -> String {
-        load(text).err().unwrap().to_string()
+        chain(&load(text).err().unwrap())
     }
 
     #[test]

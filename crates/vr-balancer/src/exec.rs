@@ -138,7 +138,8 @@ impl ExecBalancer {
 
     async fn ask(&self, request: &Request<'_>) -> Result<Answer, ExecError> {
         let action = request.action.name();
-        let unreadable = |reason: String, words| ExecError::Unreadable { action: action.clone(), reason, words };
+        let unreadable =
+            |reason: String, words| ExecError::Unreadable { action: action.clone(), reason, words };
         let mut input =
             serde_json::to_vec(request).map_err(|error| unreadable(error.to_string(), String::new()))?;
         input.push(b'\n');
@@ -299,7 +300,8 @@ impl Balancer for ExecBalancer {
     }
 
     async fn delete_pool(&self, pool: &PoolName) -> Result<(), BalancerError> {
-        self.alone(pool, async { self.ask(&self.request(Action::DeletePool, Some(pool))).await.map(drop) }).await
+        self.alone(pool, async { self.ask(&self.request(Action::DeletePool, Some(pool))).await.map(drop) })
+            .await
     }
 
     async fn delete_pool_if_empty(&self, pool: &PoolName) -> Result<bool, BalancerError> {

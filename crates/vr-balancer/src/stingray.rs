@@ -329,8 +329,7 @@ impl Balancer for StingrayBalancer {
         _grace: Duration,
     ) -> Result<Vec<DrainReport>, BalancerError> {
         let there = self.get_nodes(pool).await?;
-        let report =
-            |node: &Node| DrainReport { node: node.clone(), open: 0, in_pool: there.contains(node) };
+        let report = |node: &Node| DrainReport { node: node.clone(), open: 0, in_pool: there.contains(node) };
         Ok(nodes.iter().map(report).collect())
     }
 

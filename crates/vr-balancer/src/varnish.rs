@@ -284,7 +284,11 @@ impl Program for Varnish {
     }
 
     async fn check(&self, site: &Site) -> Result<Vec<String>, Refusal> {
-        let change = Change { id: format!("check-{:08x}", rand::random::<u32>()), pools: Vec::new(), everything: false };
+        let change = Change {
+            id: format!("check-{:08x}", rand::random::<u32>()),
+            pools: Vec::new(),
+            everything: false,
+        };
         let mut problems = Vec::new();
         if let Err(refusal) = self.active(site).await {
             return Ok(vec![refusal.to_string()]);

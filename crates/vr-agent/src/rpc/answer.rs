@@ -45,23 +45,36 @@ pub(super) struct Allowance {
     budget: Budget,
     /// How much longer the answer may become, in bytes.
     left: usize,
+    /// Whether something had no room in it.
+    is_full: bool,
     reserved: Option<Reserved>,
 }
 
 impl Allowance {
     pub fn new(budget: Budget) -> Self {
-        Self { budget, left: MAX_DOCUMENT, reserved: None }
+        Self { budget, left: MAX_DOCUMENT, is_full: false, reserved: None }
     }
 
-    /// Counts bytes that are about to be part of the answer.
+    /// Counts bytes that are about to be part of the answer. Once there were too many, there is no room for anything more.
     pub fn spend(&mut self, bytes: usize) -> Result<(), Fault> {
-        self.left = self.left.checked_sub(bytes).ok_or_else(|| {
-            about(
-                fault::FAILED,
-                format!("the answer would be longer than {MAX_DOCUMENT} bytes; ask for less"),
-            )
-        })?;
+        self.is_full |= bytes > self.left;
+        self.has_room()?;
+        self.left -= bytes;
         Ok(())
+    }
+
+    /// Whether everything so far had room.
+    pub fn has_room(&self) -> Result<(), Fault> {
+        if self.is_full {
+            let text = format!("the answer would be longer than {MAX_DOCUMENT} bytes; ask for less");
+            return Err(about(fault::FAILED, text));
+        }
+        Ok(())
+    }
+
+    /// How much longer the answer may become, in bytes.
+    pub fn left(&self) -> usize {
+        self.left
     }
 
     /// The same for bytes of a log, for which there has to be room.

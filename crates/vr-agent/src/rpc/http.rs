@@ -81,10 +81,9 @@ async fn call(State(server): State<Server>, request: Request) -> Response {
         Ok(read) => read,
         Err(response) => return response,
     };
-    // It is read by now: others may have the room.
-    drop(read);
     let method = call.method.clone();
     let (done, reserved) = server.rpc.call(call).await;
+    drop(read);
     match &done {
         Ok(_) => debug!(method, "called"),
         // As fields, so that nothing that a caller made up looks like a line of its own.

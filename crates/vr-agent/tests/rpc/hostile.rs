@@ -215,6 +215,18 @@ async fn long_answers_have_a_bound_one_by_one_and_together() {
             assert!(text.len() < 2 * MAX_DOCUMENT, "{method}: {}", text.len());
         }
 
+        // Calls that are not told of any more are not made either, and hold up nobody.
+        let mut calls = of_several("supervisor.readProcessLog", &params, 2);
+        let stop = format!(
+            "<value><struct><member><name>methodName</name><value>supervisor.stopProcess</value></member><member>\
+             <name>params</name><value><array><data><value>{NAME}</value></data></array></value></member></struct></value>"
+        );
+        calls.insert_str(calls.rfind("</data></array></value></param>").unwrap(), &stop);
+        let (status, text) = post(&host, LOGIN, &calls);
+        assert!(status == 200 && text.len() > 9_000_000, "the first one has room");
+        assert_eq!(text.matches("FAILED: the answer would be longer than").count(), 2);
+        assert_eq!(host.client().process_info(NAME).unwrap().statename, "RUNNING");
+
         // Readers who ask for a lot and take nothing of it.
         let head =
             format!("POST /RPC2 HTTP/1.1\r\nHost: x\r\n{LOGIN}Content-Length: {}\r\n\r\n", read_log.len());

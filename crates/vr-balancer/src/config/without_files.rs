@@ -35,7 +35,9 @@ impl Settings<'_> {
         let pool_prefix = match self.value("POOL_PREFIX") {
             None => String::new(),
             Some(Value::String(prefix)) if !prefix.chars().any(char::is_control) => prefix.clone(),
-            Some(other) => return Err(self.bad("POOL_PREFIX", "a text without control characters", kind(other))),
+            Some(other) => {
+                return Err(self.bad("POOL_PREFIX", "a text without control characters", kind(other)));
+            }
         };
         let password = match self.value("PASSWORD") {
             Some(Value::String(password)) => Secret::new(password.as_str()),
@@ -74,7 +76,8 @@ impl Settings<'_> {
             Some(other) => return Err(self.bad("BALANCERS", expected, kind(other))),
             None => return Err(self.bad("BALANCERS", expected, "nothing")),
         };
-        let has_members = |member: &Value| member.as_mapping().is_some_and(|keys| keys.contains_key("BALANCERS"));
+        let has_members =
+            |member: &Value| member.as_mapping().is_some_and(|keys| keys.contains_key("BALANCERS"));
         if members.iter().any(has_members) {
             let found = "one with BALANCERS of its own; put its members into this list";
             return Err(self.bad("BALANCERS", expected, found));
@@ -132,9 +135,11 @@ impl Settings<'_> {
         if rustix::process::geteuid().is_root() {
             return Ok(PathBuf::from("/run/velociraptor"));
         }
-        let own = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|folder| folder.is_absolute());
-        own.map(|own| own.join("velociraptor"))
-            .ok_or_else(|| self.bad("lock_dir", "a folder for locks, as there is no XDG_RUNTIME_DIR", "nothing"))
+        let own =
+            std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|folder| folder.is_absolute());
+        own.map(|own| own.join("velociraptor")).ok_or_else(|| {
+            self.bad("lock_dir", "a folder for locks, as there is no XDG_RUNTIME_DIR", "nothing")
+        })
     }
 }
 
@@ -150,7 +155,8 @@ mod tests {
         let balancer = &balancers["my_stingray_balancer"];
         assert_eq!(balancer.grace_period(&"web".parse().unwrap()).as_secs(), 2);
         for name in ["stingray", "zxtm", "vr.server.balancer.stingray.StingrayBalancer"] {
-            let block = format!("{{BACKEND: {name}, URL: 'http://h/', USER: u, PASSWORD: p, POOL_PREFIX: ''}}");
+            let block =
+                format!("{{BACKEND: {name}, URL: 'http://h/', USER: u, PASSWORD: p, POOL_PREFIX: ''}}");
             assert_eq!(load(&format!("a: {block}")).unwrap()["a"].name(), "a");
         }
     }
@@ -158,7 +164,10 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_stingray_is_told_without_the_password() {
         let stingray = |more: &str| error(&format!("a: {{BACKEND: stingray, USER: u, {more}}}"));
-        assert_eq!(stingray("PASSWORD: p"), "BALANCERS.a.URL: expected the URL of the SOAP interface, found nothing");
+        assert_eq!(
+            stingray("PASSWORD: p"),
+            "BALANCERS.a.URL: expected the URL of the SOAP interface, found nothing"
+        );
         let url = "URL: 'https://h/'";
         assert_eq!(stingray(url), "BALANCERS.a.PASSWORD: expected a text, found nothing");
         let secret = stingray(&format!("{url}, PASSWORD: 4711"));
@@ -175,13 +184,16 @@ mod tests {
     #[test]
     fn members_of_a_chain_are_built_and_what_is_wrong_with_one_is_told() {
         let chain = |members: &str| format!("front: {{BACKEND: chained, BALANCERS: {members}}}");
-        let good = chain("[{BACKEND: dummy}, {BACKEND: vr.common.balancer.nginx.NginxBalancer, hosts: [web1]}]");
+        let good =
+            chain("[{BACKEND: dummy}, {BACKEND: vr.common.balancer.nginx.NginxBalancer, hosts: [web1]}]");
         assert_eq!(load(&good).unwrap()["front"].name(), "front");
         assert_eq!(
             error(&chain("[{BACKEND: dummy}, {BACKEND: dummy, user: me}]")),
             "BALANCERS.front.2: unknown key \"user\", the dummy backend knows no other keys than BACKEND"
         );
-        assert!(error(&chain("[{BACKEND: chained, BALANCERS: []}]")).contains("put its members into this list"));
+        assert!(
+            error(&chain("[{BACKEND: chained, BALANCERS: []}]")).contains("put its members into this list")
+        );
         assert!(error(&chain("[]")).ends_with("found an empty list"));
         assert!(error(&chain("{a: {BACKEND: dummy}}")).contains("expected a list of balancers"));
         assert!(error(&chain("[dummy]")).starts_with("BALANCERS.front.1: expected a mapping"));
@@ -200,6 +212,6 @@ mod tests {
         assert!(exec("command: bin/x").contains("by its full path"));
         assert!(exec("command: x, config: {[1]: 2}").contains("keys that are no texts"));
         assert!(exec("command: x, timeout: -1").contains("a number of seconds"));
-        assert!(exec("command: x, lock_dir: x").contains("beginning with a slash"));
+        assert!(error("a: {BACKEND: exec, command: x, lock_dir: x}").contains("beginning with a slash"));
     }
 }

@@ -62,8 +62,10 @@ impl FileBalancer {
                     if is_over || free_since.is_some_and(|since| began.duration_since(since) >= settling) {
                         let is_free = |node: &&Node| open.get(*node).is_none_or(|count| *count == 0);
                         let free: Vec<Node> = leaving.iter().filter(is_free).cloned().collect();
-                        join_all(self.places.iter().map(|place| place.program.drained(&place.site, pool, &free)))
-                            .await;
+                        join_all(
+                            self.places.iter().map(|place| place.program.drained(&place.site, pool, &free)),
+                        )
+                        .await;
                         return Ok(report(&open));
                     }
                 }

@@ -41,10 +41,10 @@ pub enum PlaceError {
     #[error(transparent)]
     Asked(Refusal),
     /// The program did not take the files.
-    #[error("{}; {restored}", chain(refusal))]
+    #[error("{}; {restored}", chain(refusal.as_ref()))]
     Refused {
         /// What it said.
-        refusal: Refusal,
+        refusal: Box<Refusal>,
         /// What became of the old files.
         restored: Restored,
     },
@@ -241,12 +241,12 @@ impl Session<'_> {
         if let Err(refusal) = tested {
             program.abandon(site, &change).await;
             let restored = self.take_back(&plan, self.must_load).await;
-            return Err(PlaceError::Refused { refusal, restored });
+            return Err(PlaceError::Refused { refusal: Box::new(refusal), restored });
         }
         if let Err(refusal) = program.load(site, &change).await {
             program.abandon(site, &change).await;
             let restored = self.take_back(&plan, true).await;
-            return Err(PlaceError::Refused { refusal, restored });
+            return Err(PlaceError::Refused { refusal: Box::new(refusal), restored });
         }
         self.must_load = false;
         let mut last = vec![Journal::over()];

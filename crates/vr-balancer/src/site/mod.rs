@@ -179,7 +179,7 @@ pub enum SiteError {
     },
     /// A machine that cannot be reached, lets us not in, or has lost us.
     #[error(transparent)]
-    Ssh(#[from] vr_ssh::SshError),
+    Ssh(Box<vr_ssh::SshError>),
     /// A script's answer that makes no sense.
     #[error("{command} gave an answer that cannot be read: {reason}")]
     BadAnswer {
@@ -196,6 +196,12 @@ pub enum SiteError {
         /// Why.
         source: io::Error,
     },
+}
+
+impl From<vr_ssh::SshError> for SiteError {
+    fn from(error: vr_ssh::SshError) -> Self {
+        Self::Ssh(Box::new(error))
+    }
 }
 
 fn after_colon(text: &str) -> String {

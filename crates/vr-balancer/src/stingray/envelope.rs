@@ -70,8 +70,9 @@ impl Call {
             match argument {
                 Argument::Texts(texts) => {
                     let length = texts.len();
-                    xml +=
-                        &format!("<{name} xsi:type=\"zxtm:StringArray\" enc:arrayType=\"xsd:string[{length}]\">");
+                    xml += &format!(
+                        "<{name} xsi:type=\"zxtm:StringArray\" enc:arrayType=\"xsd:string[{length}]\">"
+                    );
                     push_items(&mut xml, texts);
                 }
                 Argument::ListsOfTexts(lists) => {
@@ -157,7 +158,10 @@ impl Element {
     /// Its members, if it is an array. Their names mean nothing in this encoding.
     fn items(&self) -> Result<Vec<Item>, String> {
         if self.is_reference {
-            return Err(format!("the content of <{}> is elsewhere (href), expected it in its place", self.name));
+            return Err(format!(
+                "the content of <{}> is elsewhere (href), expected it in its place",
+                self.name
+            ));
         }
         let item = |child: &Self| match child.text.trim() {
             // An empty text is no name of anything, so this is an array without members.
@@ -270,7 +274,8 @@ mod tests {
     }
 
     fn nodes(content: &str) -> Result<Answer, String> {
-        let list = format!("<z:getNodesResponse xmlns:z=\"{POOL}\"><nodes>{content}</nodes></z:getNodesResponse>");
+        let list =
+            format!("<z:getNodesResponse xmlns:z=\"{POOL}\"><nodes>{content}</nodes></z:getNodesResponse>");
         read_answer("getNodes", &answer(&list))
     }
 

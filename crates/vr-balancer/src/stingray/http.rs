@@ -90,7 +90,12 @@ impl std::fmt::Debug for Endpoint {
 impl Endpoint {
     /// A server by its URL. Its certificate has to be of an authority in `ca_file`, or else of one that this machine
     /// trusts.
-    pub fn new(url: &str, user: &str, password: &Secret, ca_file: Option<&Path>) -> Result<Self, EndpointError> {
+    pub fn new(
+        url: &str,
+        user: &str,
+        password: &Secret,
+        ca_file: Option<&Path>,
+    ) -> Result<Self, EndpointError> {
         let url = Url::parse(url).map_err(|_| EndpointError::Url)?;
         let is_clean = url.username().is_empty() && url.password().is_none() && url.fragment().is_none();
         let is_http = ["http", "https"].contains(&url.scheme());
@@ -168,8 +173,7 @@ async fn exchange(
     request: Request<Full<Bytes>>,
     longest: usize,
 ) -> Result<(StatusCode, Bytes), HttpError> {
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(HttpError::Broken)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(HttpError::Broken)?;
     let answered = async {
         let (head, body) = sender.send_request(request).await.map_err(HttpError::Broken)?.into_parts();
         let body = Limited::new(body, longest).collect().await.map_err(|error| {

@@ -384,7 +384,9 @@ mod tests {
     fn a_pool_is_written_and_read() {
         let text = render(&pool("my-app"), &nodes(&["h1:5000", "[::1]:5001"]), None).unwrap();
         assert!(
-            text.contains("backend my_x2dapp_x_h1_x3a5000 {\n    .host = \"h1\";\n    .port = \"5000\";\n}\n"),
+            text.contains(
+                "backend my_x2dapp_x_h1_x3a5000 {\n    .host = \"h1\";\n    .port = \"5000\";\n}\n"
+            ),
             "{text}"
         );
         assert!(text.contains("    .host = \"::1\";\n"), "{text}");
@@ -416,9 +418,11 @@ mod tests {
             "backend web_x_0 { .host = \"h1\"; .port = \"1\"; .probe = up; .max_connections = 50; }\n"
         ));
         assert!(text.contains("// } a comment") && text.contains("new web = directors.random();"), "{text}");
-        for line in
-            ["web.add_backend(mine, 5);", "web.add_backend(web_x_0, 10);", "web.add_backend(web_x_h3_x3a3, 1);"]
-        {
+        for line in [
+            "web.add_backend(mine, 5);",
+            "web.add_backend(web_x_0, 10);",
+            "web.add_backend(web_x_h3_x3a3, 1);",
+        ] {
             assert!(text.contains(line), "{text}");
         }
         assert_eq!(parse(&pool("web"), &text), Ok(Some(nodes(&["h2:2", "h3:3", "h1:1"]))));

@@ -51,6 +51,14 @@ pub trait Kind: Send + Sync + 'static {
     fn reload(&self, folder: &Path, first: &str) -> String;
     /// The name of a pool's file.
     fn pool_file(&self, pool: &str) -> String;
+    /// What the names of the files in `config.d` have to end with.
+    fn extra_suffix(&self) -> &'static str {
+        "conf"
+    }
+    /// Whether it can go back to what it had after a reload has failed, without another one.
+    fn goes_back_without_reload(&self) -> bool {
+        false
+    }
     /// What the operator writes into `config.d` so that the pool cannot go away.
     fn reference(&self, folder: &Path, pool: &str) -> String;
     /// What the operator has to write there for requests to reach a pool, if anything.
@@ -174,6 +182,72 @@ impl Kind for VarnishKind {
 
     fn route(&self, folder: &Path, pool: &str) -> Option<String> {
         Some(self.reference(folder, pool))
+    }
+
+    fn nonsense(&self) -> &'static str {
+        "this is {{ no configuration\n"
+    }
+}
+
+/// HAProxy; requests choose their pool with the header `X-Pool`.
+pub struct HaproxyKind {
+    /// How it balances; a static algorithm leaves reloads as the only way to add a node.
+    pub balance: &'static str,
+}
+
+impl Kind for HaproxyKind {
+    fn name(&self) -> &'static str {
+        "haproxy"
+    }
+
+    fn configure(&self, folder: &Path) {
+        let (at, balance) = (folder.display(), self.balance);
+        let text = format!(
+            "global\n  stats socket {at}/admin.sock mode 600 level admin expose-fd listeners\n  log stderr local0 err\n\
+             defaults\n  mode http\n  balance {balance}\n  timeout connect 5s\n  timeout client 60s\n  \
+             timeout server 60s\n\
+             frontend http\n  bind unix@{at}/http.sock mode 666\n  use_backend %[req.hdr(x-pool)]\n"
+        );
+        fs::write(folder.join("haproxy.cfg"), text).unwrap();
+    }
+
+    fn command(&self, folder: &Path) -> Command {
+        let mut haproxy = command("haproxy");
+        haproxy.arg("-W").arg("-p").arg(folder.join("haproxy.pid"));
+        for part in ["haproxy.cfg", "pools", "config.d"] {
+            haproxy.arg("-f").arg(folder.join(part));
+        }
+        haproxy
+    }
+
+    fn settings(&self, folder: &Path) -> Vec<(&'static str, String)> {
+        let at = folder.display();
+        vec![
+            ("stats_socket", format!("{at}/admin.sock")),
+            ("test_cmd", format!("haproxy -c -f {at}/haproxy.cfg -f {at}/pools -f {at}/config.d")),
+            ("reload_cmd", format!("{at}/reload")),
+        ]
+    }
+
+    fn reload(&self, folder: &Path, first: &str) -> String {
+        format!("{first}kill -USR2 $(cat {}/haproxy.pid)\n", folder.display())
+    }
+
+    fn pool_file(&self, pool: &str) -> String {
+        format!("{pool}.cfg")
+    }
+
+    fn extra_suffix(&self) -> &'static str {
+        "cfg"
+    }
+
+    fn goes_back_without_reload(&self) -> bool {
+        true
+    }
+
+    fn reference(&self, folder: &Path, pool: &str) -> String {
+        let at = folder.display();
+        format!("frontend to-{pool}\n  bind unix@{at}/{pool}.sock\n  default_backend {pool}\n")
     }
 
     fn nonsense(&self) -> &'static str {
@@ -387,14 +461,19 @@ impl<K: Kind> Files<K> {
             self.balancer().add_nodes(&support::pool(name), &[]).await.unwrap();
             for host in &self.hosts {
                 let text = self.kind.route(&self.folder, name).unwrap();
-                fs::write(host.folder.join("config.d/route.conf"), text).unwrap();
+                fs::write(self.extra_file(host, "route"), text).unwrap();
             }
         }
     }
 
+    /// A file of the operator's that the configuration of a host includes.
+    pub fn extra_file(&self, host: &Host, name: &str) -> PathBuf {
+        host.folder.join(format!("config.d/{name}.{}", self.kind.extra_suffix()))
+    }
+
     /// Makes the configuration of the only host refer to the pool, and says in which file.
     pub fn refer(&self, name: &str) -> PathBuf {
-        let file = self.hosts[0].folder.join("config.d/reference.conf");
+        let file = self.extra_file(&self.hosts[0], "reference");
         fs::write(&file, self.kind.reference(&self.folder, name)).unwrap();
         file
     }

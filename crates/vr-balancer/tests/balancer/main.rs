@@ -2,10 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod chained;
 mod cli;
+mod exec;
 mod failures;
 mod files;
 mod fixtures;
+mod haproxy;
 mod messages;
 mod proxy_health;
 mod proxy_http2;

@@ -46,7 +46,9 @@ impl Xml {
                         let namespace = match namespace {
                             ResolveResult::Bound(namespace) => format!("{{{}}}", namespace.0),
                             ResolveResult::Unbound => String::new(),
-                            ResolveResult::Unknown(prefix) => panic!("an unknown prefix {prefix}: {document}"),
+                            ResolveResult::Unknown(prefix) => {
+                                panic!("an unknown prefix {prefix}: {document}")
+                            }
                         };
                         format!("{namespace}{}", local.as_ref())
                     };
@@ -171,7 +173,6 @@ fn expected(operation: &str, pool: Option<&str>, nodes: Option<&[String]>) -> Xm
 #[derive(Debug, Clone)]
 pub struct Seen {
     pub operation: String,
-    pub pool: String,
     pub nodes: Vec<String>,
     pub headers: HeaderMap,
     pub message: Xml,
@@ -354,9 +355,9 @@ async fn answer(
             state.complaints.push(format!("{operation}: expected {wanted:#?}, found {head:?} {message:#?}"));
             return respond(fault("not as it was recorded"));
         }
-        let (pool, nodes) = (pool.clone().unwrap_or_default(), nodes.clone().unwrap_or_default());
+        let nodes = nodes.clone().unwrap_or_default();
         let headers = head.headers.clone();
-        let seen = Seen { operation: operation.clone(), pool, nodes, headers, message, at: Instant::now() };
+        let seen = Seen { operation: operation.clone(), nodes, headers, message, at: Instant::now() };
         state.seen.push(seen);
         state.trouble.remove(operation.as_str())
     };

@@ -10,6 +10,8 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use vr_balancer::Balancer;
 use vr_balancer::balancer::{Edit, PoolChange};
+use vr_common::process::command;
+use vr_testing::published_python;
 
 use crate::fixtures::{Simple, balancer_of};
 use crate::soap::{Pool, SoapServer, Trouble, recorded};
@@ -35,7 +37,8 @@ async fn it_does_what_every_backend_must_do() {
     server.give("vr-with a space", &["h1:1"]);
     let dir = tempfile::tempdir().unwrap();
     let settings = dir.path().join("settings.yaml");
-    std::fs::write(&settings, format!("BALANCERS: {{front: {}}}\n", server.block("GRACE_PERIOD: 0, "))).unwrap();
+    std::fs::write(&settings, format!("BALANCERS: {{front: {}}}\n", server.block("GRACE_PERIOD: 0, ")))
+        .unwrap();
     let settings_file = Some(settings);
     run_all(&Simple { balancer, settings_file, most_pools: usize::MAX, _alive: dir }).await;
     let left: Vec<String> = server.state().pools.keys().cloned().collect();
@@ -66,6 +69,30 @@ async fn it_says_what_the_published_client_said() {
     assert_eq!(state.pools["vr-newpool"].nodes, ["h3:5002"]);
 }
 
+/// The server is as the published client expects it, and what one of the two does the other one sees.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_published_client_and_this_one_work_on_the_same_pools() {
+    let (server, balancer) = stingray().await;
+    balancer.add_nodes(&pool("web"), &[node("h1:1"), node("h2:2")]).await.unwrap();
+    // The client imports a library for SSH, which this part of it does not use. It has no way with Python 3 to make a pool.
+    let script = format!(
+        "import sys, types\n\
+         sys.modules['paramiko'] = types.ModuleType('paramiko')\n\
+         from vr.common.balancer.stingray import StingrayBalancer\n\
+         config = dict(URL='http://{}/soap', USER='api_user', PASSWORD='pa:ss', POOL_PREFIX='vr-', GRACE_PERIOD=0)\n\
+         client = StingrayBalancer(config)\n\
+         client.add_nodes('web', ['h3:3'])\n\
+         print(client.get_nodes('web'))\n\
+         client.delete_nodes('web', ['h1:1', 'h2:2'])\n",
+        server.address
+    );
+    let python = blocking(|| published_python().to_owned()).await;
+    let output = blocking(move || command(python).args(["-c", &script]).output().unwrap()).await;
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.starts_with("['h1:1', 'h2:2', 'h3:3']"), "{output:?}");
+    assert_eq!(balancer.get_nodes(&pool("web")).await.unwrap(), [node("h3:3")], "{output:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_is_disabled_for_the_grace_period_before_it_is_removed() {
     let (server, balancer) = with("GRACE_PERIOD: 0.4, ").await;
@@ -88,8 +115,7 @@ async fn a_node_that_comes_back_while_it_is_removed_is_there_in_the_end() {
     let (server, balancer) = with("GRACE_PERIOD: 0.3, ").await;
     server.give("vr-web", &["h1:1"]);
     let leaving = Arc::clone(&balancer);
-    let leave =
-        tokio::spawn(async move { leaving.delete_nodes(&pool("web"), &[node("h1:1")], None).await });
+    let leave = tokio::spawn(async move { leaving.delete_nodes(&pool("web"), &[node("h1:1")], None).await });
     eventually("it is disabled", || !server.state().pools["vr-web"].disabled.is_empty()).await;
     balancer.add_nodes(&pool("web"), &[node("h1:1")]).await.unwrap();
     leave.await.unwrap().unwrap();
@@ -146,7 +172,10 @@ async fn what_was_not_done_is_noticed() {
     server.give("vr-web", &["h1:1"]);
     server.trouble("addNodes", Trouble::Lie);
     let error = balancer.add_nodes(&pool("web"), &[node("h2:2")]).await.unwrap_err();
-    assert!(error.to_string().ends_with("addNodes was done, but then the pool does not have h2:2"), "{error}");
+    assert!(
+        error.to_string().ends_with("addNodes was done, but then the pool does not have h2:2"),
+        "{error}"
+    );
     server.trouble("removeNodes", Trouble::Lie);
     let error = balancer.delete_nodes(&pool("web"), &[node("h1:1")], None).await.unwrap_err();
     assert!(error.to_string().ends_with("removeNodes was done, but then the pool still has h1:1"), "{error}");
@@ -159,7 +188,8 @@ async fn trouble_with_the_server_is_named() {
         let list = format!("<nodes><i>{nodes}</i></nodes>");
         let name = "getNodesResponse xmlns='http://soap.zeus.com/zxtm/1.0/Pool/'";
         let body = format!("<e:Body><{name}>{list}</getNodesResponse></e:Body>");
-        format!("<e:Envelope xmlns:e='http://schemas.xmlsoap.org/soap/envelope/'>{body}</e:Envelope>").into_bytes()
+        format!("<e:Envelope xmlns:e='http://schemas.xmlsoap.org/soap/envelope/'>{body}</e:Envelope>")
+            .into_bytes()
     };
     for (trouble, words) in [
         (Trouble::Silence, "no answer within 0.5 s"),

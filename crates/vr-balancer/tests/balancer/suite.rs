@@ -8,7 +8,7 @@ use vr_balancer::{Balancer, DummyBalancer};
 use vr_common::names::Node;
 use vr_testing::SudoRule;
 
-use crate::fixtures::{Files, Fixture, Kind, NginxKind, Simple, VarnishKind, nodes};
+use crate::fixtures::{Files, Fixture, HaproxyKind, Kind, NginxKind, Simple, VarnishKind, nodes};
 use crate::support::{blocking, in_time, pool, proxy, run};
 
 async fn pools_come_and_go(balancer: &dyn Balancer) {
@@ -122,7 +122,7 @@ pub const ROUNDS: u16 = 100;
 /// What one of two writers does in a round: adds a node, or takes out the one that it added in the round before. Gives
 /// what the pool shall have of this writer's afterwards.
 fn in_turn(first: u16, round: u16) -> (bool, u16, Vec<Node>) {
-    let is_add = round % 2 == 0;
+    let is_add = round.is_multiple_of(2);
     let port = first + round - u16::from(!is_add);
     (is_add, port, if is_add { nodes(&[port]) } else { Vec::new() })
 }
@@ -264,6 +264,16 @@ async fn varnish() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn varnish_over_ssh() {
     over_ssh(VarnishKind).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn haproxy() {
+    run_all(&Files::here(HaproxyKind { balance: "leastconn" }).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn haproxy_over_ssh() {
+    over_ssh(HaproxyKind { balance: "roundrobin" }).await;
 }
 
 /// Two hosts, and all that needs no hundred rounds.

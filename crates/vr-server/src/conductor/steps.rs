@@ -313,7 +313,10 @@ impl Conductor {
     ) -> Result<Placement, StepError> {
         let procs = squad.facts.iter().filter(|f| f.name == host).flat_map(|f| &f.procs);
         let mut used: BTreeSet<u16> = procs.map(|p| p.parsed.port).collect();
-        used.extend(squad.doomed.iter().filter(|(on, _)| on == host).map(|(_, proc)| proc.parsed.port));
+        // Also where the host has none of that name: a proc that gets it would be deleted as soon as the other one is due.
+        let doomed = self.store.doomed().await?;
+        let doomed = doomed.iter().filter(|(on, _)| on == host);
+        used.extend(doomed.map(|(_, proc)| ParsedProcName::parse(proc).port));
         // Another dispatch may have put procs there since the host was asked.
         used.extend(self.fleet.view(host).procs.iter().map(|proc| proc.parsed.port));
         used.extend(memory.placements.iter().filter(|p| p.host == host).map(|p| p.port));

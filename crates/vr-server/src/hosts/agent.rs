@@ -110,7 +110,14 @@ impl AgentDriver {
         }
         let answer = self.endpoint.call(request, bytes, deadline, MAX_ANSWER);
         let answer = tokio::select! {
-            answer = answer => answer.map_err(|e| self.no_answer(e))?,
+            answer = answer => answer.map_err(|error| match error {
+                // It answered everything else in the meantime.
+                HttpError::Late { .. } if deadline > ASK => HostError::refused(
+                    &self.host,
+                    format!("not done within {} s; it may still be at it, so try again later", deadline.as_secs()),
+                ),
+                error => self.no_answer(error),
+            })?,
             error = self.until_silent(), if deadline > ASK => return Err(error),
         };
         if answer.status.is_success() {
@@ -389,6 +396,26 @@ mod tests {
             assert_eq!((lines.waiting(), lines.rest().as_deref()), (4, Some("rest")));
             assert_eq!(lines.rest(), None);
         }
+    }
+
+    #[tokio::test]
+    async fn what_takes_long_is_no_silence() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("agent.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        // Takes the request, and is at it.
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                held.push(stream);
+            }
+        });
+        let driver = AgentDriver::local("web1", socket, Secret::new("token"));
+        let longer = ASK + Duration::from_millis(300);
+        let error = driver.call(Method::POST, "procs/x/stop", longer, NOTHING).await.unwrap_err();
+        assert!(!error.is_unreachable() && error.to_string().contains("still be at it"), "{error}");
+        let error = driver.call(Method::GET, "info", ASK, NOTHING).await.unwrap_err();
+        assert!(error.is_unreachable(), "{error}");
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! is sent while finding out. An agent gets its token over a socket of this machine, over TLS whose certificate is
 //! the expected one, over plain HTTP where somebody gave that host an `agent_url` with `http://`, or over plain HTTP on
 //! this machine itself after something there said that it is an agent. Supervisor knows only passwords over plain
-//! HTTP; a host that was not said to have it gets one after it has asked for it as Supervisor does.
+//! HTTP; a host that was not said to have it gets one after it has asked for it as Supervisor does, and only if no agent
+//! could be there: whoever keeps an agent from answering must not get a password in its place.
 
 use std::fmt;
 use std::fs;
@@ -24,7 +25,7 @@ use super::agent::AgentDriver;
 use super::http::{Endpoint, HttpError};
 use super::settings::{AgentSettings, HostSettings, HostsSettings};
 use super::supervisor::SupervisorDriver;
-use super::tls::client_config;
+use super::tls::{TlsSettingsError, client_config};
 use super::{Action, DriverKind, HostDriver, HostError, LogStream, NewsStream};
 use crate::store::{HostRow, Store};
 use crate::time;
@@ -121,8 +122,17 @@ impl Connector {
             (Some(Ok(kind)), Some(url)) => Some(Found { kind, url }),
             _ => None,
         };
-        let supervisor = SupervisorDriver::new(&row.name, self.settings.of(&row.name));
-        let state = State { driver: None, found, probed: None };
+        let settings = self.settings.of(&row.name);
+        // It may have had another name then, or its agent another port.
+        let found = found.filter(|found| match (found.kind, agent_address(&found.url)) {
+            (DriverKind::Supervisor, _) => true,
+            (DriverKind::Agent, Ok((_, host, port))) => {
+                port == settings.agent.port && host.eq_ignore_ascii_case(row.name.trim_matches(['[', ']']))
+            }
+            (DriverKind::Agent, Err(_)) => false,
+        });
+        let supervisor = SupervisorDriver::new(&row.name, settings);
+        let state = State { driver: None, found, probed: None, hint: None };
         Arc::new_cyclic(|this| HostLink {
             this: Weak::clone(this),
             connector: Arc::clone(self),
@@ -163,6 +173,8 @@ struct State {
     found: Option<Found>,
     /// When somebody last tried to find out.
     probed: Option<Instant>,
+    /// Why nothing else was found when it last stopped answering, if there is something to do about it.
+    hint: Option<String>,
 }
 
 /// A host whose driver is made when it is first needed.
@@ -238,7 +250,7 @@ impl HostLink {
             let source = "it was tried just now, and nothing answered".to_owned();
             return Err(HostError::unreachable(&self.row.name, source));
         }
-        let found = self.probe(wanted).await;
+        let found = self.probe(wanted, None).await;
         state.probed = Some(Instant::now());
         let found = found?;
         let driver = self.driver_of(&found)?;
@@ -297,15 +309,21 @@ impl HostLink {
     }
 
     /// Finds out what answers: an agent over TLS, an agent in plain, Supervisor. All are asked at once.
-    async fn probe(&self, wanted: Option<DriverKind>) -> Result<Found, HostError> {
+    async fn probe(
+        &self,
+        wanted: Option<DriverKind>,
+        before: Option<DriverKind>,
+    ) -> Result<Found, HostError> {
         let host = self.row.name.trim_matches(['[', ']']);
         let port = self.settings().agent.port;
         let is_wanted = |kind| wanted.is_none_or(|wanted| wanted == kind);
         let agents = is_wanted(DriverKind::Agent);
-        let config = client_config(&self.settings().agent);
-        let secure = match (&config, agents) {
-            (Ok(config), true) => Endpoint::tls(host, port, Arc::clone(config)),
-            _ => None,
+        let secure = match client_config(&self.settings().agent) {
+            Ok(config) if agents => Endpoint::tls(host, port, config),
+            // With nothing to trust there is no certificate that could be the expected one.
+            Ok(_) | Err(TlsSettingsError::NoRoots) => None,
+            Err(_) if !agents => None,
+            Err(error) => return Err(self.denied(chain(&error))),
         };
         let plain = agents.then(|| Endpoint::plain(host, port));
         let over_tls = async {
@@ -327,6 +345,9 @@ impl HostLink {
             }
         };
         let (over_tls, in_plain, supervisor) = tokio::join!(over_tls, in_plain, supervisor);
+        let silent = [&over_tls, &in_plain]
+            .into_iter()
+            .any(|sight| matches!(sight, Sight::Nothing(error) if error.is_silence()));
         match (&secure, over_tls) {
             (Some(endpoint), Sight::There) => {
                 return Ok(Found { kind: DriverKind::Agent, url: endpoint.shown() });
@@ -354,7 +375,19 @@ impl HostLink {
             (_, Sight::Nothing(error)) => Some(error),
             _ => None,
         };
+        let has_password = self.settings().supervisor.password.is_some();
         match supervisor {
+            Ok(true) if has_password && (silent || before == Some(DriverKind::Agent)) => {
+                let why = match before {
+                    Some(DriverKind::Agent) => "it had an agent".to_owned(),
+                    _ => format!("nothing is heard of port {port}, where an agent may be"),
+                };
+                Err(self.denied(format!(
+                    "{why}, so no password is sent to what answers at {}; set its driver to supervisor if it has no \
+                     agent",
+                    self.supervisor.shown()
+                )))
+            }
             Ok(true) => Ok(Found { kind: DriverKind::Supervisor, url: self.supervisor.shown() }),
             Ok(false) => Err(HostError::unreachable(
                 &self.row.name,
@@ -372,10 +405,15 @@ impl HostLink {
 
     /// What a failure says of the driver itself.
     async fn judge<T>(&self, done: Result<T, HostError>) -> Result<T, HostError> {
-        match &done {
-            // The file may hold another token by now, and another certificate.
-            Err(HostError::Denied { .. }) => self.state.lock().await.driver = None,
-            Err(HostError::Unreachable { .. }) if self.row.agent_url.is_none() => {
+        let is_said =
+            self.row.agent_url.is_some() || self.row.driver.as_deref() == Some(DriverKind::Supervisor.name());
+        match done {
+            Err(HostError::Denied { .. }) => {
+                // The file may hold another token by now, and another certificate.
+                self.state.lock().await.driver = None;
+                done
+            }
+            Err(HostError::Unreachable { host, source }) if !is_said => {
                 let mut state = self.state.lock().await;
                 if state.probed.is_none_or(|probed| probed.elapsed() > PROBE_AGAIN)
                     && let Some(this) = self.this.upgrade()
@@ -384,18 +422,32 @@ impl HostLink {
                     // Nobody has to wait for that.
                     tokio::spawn(async move { this.find_out_again().await });
                 }
+                Err(match &state.hint {
+                    Some(hint) => HostError::unreachable(&host, format!("{}; {hint}", chain(&*source))),
+                    None => HostError::Unreachable { host, source },
+                })
             }
-            _ => {}
+            _ => done,
         }
-        done
     }
 
     /// Looks for another driver of a host that stopped answering. If nothing answers, it has the one that it had.
     async fn find_out_again(&self) {
         let wanted = self.row.driver.as_deref().and_then(|name| name.parse().ok());
-        let Ok(found) = self.probe(wanted).await else { return };
+        let before = self.state.lock().await.found.as_ref().map(|found| found.kind);
+        let found = match self.probe(wanted, before).await {
+            Ok(found) => found,
+            Err(error) => {
+                self.state.lock().await.hint = match error {
+                    HostError::Denied { message, .. } => Some(message),
+                    _ => None,
+                };
+                return;
+            }
+        };
         let Ok(driver) = self.driver_of(&found) else { return };
         let mut state = self.state.lock().await;
+        state.hint = None;
         if state.found.as_ref() != Some(&found) {
             self.remember(&found).await;
         }

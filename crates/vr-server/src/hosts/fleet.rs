@@ -96,7 +96,7 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Known {
     view: HostView,
-    /// When something was last heard of a proc by itself.
+    /// When something was last heard of a proc by itself, by its [`full_name`].
     heard: HashMap<String, Instant>,
     /// Since when it fails, in whatever way.
     failing_since: Option<Millis>,
@@ -104,6 +104,8 @@ struct Known {
     told: bool,
     /// Whether it says by itself what happens: nobody else has to find that out then.
     says: bool,
+    /// Whether Redis tells what happens there, as far as anybody can know: until a change is found that it did not tell.
+    pushed: bool,
 }
 
 impl fmt::Debug for Fleet {
@@ -158,10 +160,14 @@ impl Fleet {
             return entry;
         }
         let driver = (self.0.make)(row);
-        // A host that is talked to in another way is the same host.
-        let known =
-            hosts.get(&row.name).map(|before| std::mem::take(&mut *before.lock())).unwrap_or_default();
-        let entry = Arc::new(Entry { row: row.clone(), driver, known: Mutex::new(known) });
+        // A host that is talked to in another way is the same host, but nobody listens to it yet in that way.
+        let known = hosts.get(&row.name).map(|before| {
+            // Its watcher is the wrong one now.
+            self.hosts_changed();
+            Known { says: false, pushed: false, ..std::mem::take(&mut *before.lock()) }
+        });
+        let known = Mutex::new(known.unwrap_or_default());
+        let entry = Arc::new(Entry { row: row.clone(), driver, known });
         hosts.insert(row.name.clone(), Arc::clone(&entry));
         entry
     }
@@ -223,14 +229,22 @@ impl Fleet {
 
     /// Takes a change that came from Redis; only of hosts that have to be asked otherwise.
     ///
-    /// The document is newer than the event that it came with, so the event's name is not looked at.
+    /// The document is newer than the event that it came with, so the event's name is not looked at. One that waited
+    /// somewhere, as while Redis was away, may be older than what is known.
     pub(super) fn take_pushed(&self, host: &str, name: &str, proc: Option<ProcDocument>) {
         let Some(entry) = self.entry_named(host) else { return };
         if entry.driver.kind() != Some(DriverKind::Supervisor) {
             return;
         }
+        entry.lock().pushed = true;
         match proc {
-            Some(proc) => self.put(&entry, proc, true),
+            Some(proc) => {
+                let known = Arc::clone(&entry.lock().view.procs);
+                let before = find(&known, &proc).ok().and_then(|at| known.get(at));
+                if before.is_none_or(|before| !is_older(&proc, before)) {
+                    self.put(&entry, proc, true);
+                }
+            }
             None => self.take_out(&entry, name, true),
         }
     }
@@ -248,9 +262,9 @@ impl Fleet {
 
     fn put(&self, entry: &Entry, proc: ProcDocument, from_redis: bool) {
         let mut known = entry.lock();
-        known.heard.insert(proc.name.clone(), Instant::now());
+        known.heard.insert(full_name(&proc), Instant::now());
         let procs = Arc::make_mut(&mut known.view.procs);
-        let before = match procs.binary_search_by(|known| known.name.as_str().cmp(&proc.name)) {
+        let before = match find(procs, &proc) {
             Ok(at) => Some(std::mem::replace(&mut procs[at], proc.clone())),
             Err(at) => {
                 procs.insert(at, proc.clone());
@@ -265,46 +279,45 @@ impl Fleet {
         }
     }
 
-    fn take_out(&self, entry: &Entry, name: &str, from_redis: bool) {
+    /// A group is gone with all its processes; each proc of ours is a group of its own.
+    fn take_out(&self, entry: &Entry, group: &str, from_redis: bool) {
         let mut known = entry.lock();
-        known.heard.insert(name.to_owned(), Instant::now());
         let procs = Arc::make_mut(&mut known.view.procs);
-        let gone =
-            procs.binary_search_by(|known| known.name.as_str().cmp(name)).ok().map(|at| procs.remove(at));
+        let gone: Vec<_> = procs.extract_if(.., |proc| proc.group == group).collect();
+        // Also one that a list brings that is under way.
+        let names = gone.iter().map(full_name).chain([format!("{group}:{group}")]);
+        known.heard.extend(names.map(|name| (name, Instant::now())));
         let says = known.says;
         drop(known);
-        if let Some(proc) = gone.filter(|_| !says) {
+        for proc in gone.into_iter().filter(|_| !says) {
             self.tell(REMOVED.to_owned(), time::now(), proc, from_redis);
         }
     }
 
     /// Takes a list that was asked for at some time.
     fn take_list(&self, entry: &Entry, asked: Instant, mut list: Vec<ProcDocument>) {
-        list.sort_by(|a, b| a.name.cmp(&b.name));
         let mut known = entry.lock();
-        let Known { view, heard, says, .. } = &mut *known;
+        let Known { view, heard, says, pushed, .. } = &mut *known;
         heard.retain(|_, when| when.elapsed() < MEMORY);
-        let since = |name: &str| heard.get(name).is_some_and(|when| *when >= asked);
-        let find = |procs: &[ProcDocument], name: &str| {
-            procs.binary_search_by(|known| known.name.as_str().cmp(name)).ok()
-        };
+        let since = |proc: &ProcDocument| heard.get(&full_name(proc)).is_some_and(|when| *when >= asked);
         // What was heard since then is newer, also that something is gone.
-        list.retain(|proc| !since(&proc.name));
-        list.extend(view.procs.iter().filter(|proc| since(&proc.name)).cloned());
-        list.sort_by(|a, b| a.name.cmp(&b.name));
+        list.retain(|proc| !since(proc));
+        list.extend(view.procs.iter().filter(|proc| since(proc)).cloned());
+        list.sort_by(|a, b| key(a).cmp(&key(b)));
         // The first list of all is no news.
         let mut news = Vec::new();
         if view.seen.is_some() && !*says {
             for proc in &list {
-                let before = find(&view.procs, &proc.name).and_then(|at| view.procs.get(at));
+                let before = find(&view.procs, proc).ok().and_then(|at| view.procs.get(at));
                 if before.is_none_or(|before| differs(before, proc)) {
                     news.push((state_event(proc), proc.clone()));
                 }
             }
-            for proc in view.procs.iter().filter(|proc| find(&list, &proc.name).is_none()) {
+            for proc in view.procs.iter().filter(|proc| find(&list, proc).is_err()) {
                 news.push((REMOVED.to_owned(), proc.clone()));
             }
         }
+        *pushed &= news.is_empty();
         if *view.procs != list {
             view.procs = Arc::new(list);
         }
@@ -497,9 +510,9 @@ impl Fleet {
 
     fn take_change(&self, entry: &Entry, change: ProcChange) {
         let mut known = entry.lock();
-        known.heard.insert(change.proc.name.clone(), Instant::now());
+        known.heard.insert(full_name(&change.proc), Instant::now());
         let procs = Arc::make_mut(&mut known.view.procs);
-        let place = procs.binary_search_by(|known| known.name.cmp(&change.proc.name));
+        let place = find(procs, &change.proc);
         match (place, change.event == REMOVED) {
             (Ok(at), true) => drop(procs.remove(at)),
             (Ok(at), false) => procs[at] = change.proc.clone(),
@@ -518,7 +531,8 @@ impl Fleet {
                 if let Err(error) = self.look_at(entry).await {
                     return error;
                 }
-                let pushed = self.0.pushed.load(Ordering::Relaxed);
+                // Not every host has something that tells Redis.
+                let pushed = self.0.pushed.load(Ordering::Relaxed) && entry.lock().pushed;
                 let often = entry.driver.poll_every();
                 sleep(if pushed { SAFETY.max(often) } else { often }).await;
             }
@@ -553,6 +567,30 @@ pub const REMOVED: &str = "PROCESS_GROUP_REMOVED";
 /// Supervisor's event for the state that a proc is in.
 fn state_event(proc: &ProcDocument) -> String {
     format!("PROCESS_STATE_{}", proc.statename.name())
+}
+
+/// What tells a host's processes apart, in the order of lists: two of Supervisor's groups may each have one of the
+/// same name.
+fn key(proc: &ProcDocument) -> (&str, &str) {
+    (&proc.name, &proc.group)
+}
+
+/// The same as one text.
+fn full_name(proc: &ProcDocument) -> String {
+    format!("{}:{}", proc.group, proc.name)
+}
+
+/// Where a proc is in a sorted list, or would be.
+fn find(procs: &[ProcDocument], proc: &ProcDocument) -> Result<usize, usize> {
+    procs.binary_search_by(|known| key(known).cmp(&key(proc)))
+}
+
+/// Whether the host looked at a proc before it looked at the other. Both times are written alike, in whole seconds.
+fn is_older(proc: &ProcDocument, other: &ProcDocument) -> bool {
+    match (&proc.now, &other.now) {
+        (Some(one), Some(two)) => one.len() == two.len() && one < two,
+        _ => false,
+    }
 }
 
 /// Whether something happened to a proc, beyond the passing of time.

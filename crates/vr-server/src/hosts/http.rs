@@ -17,6 +17,7 @@ use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
 use hyper_util::rt::TokioIo;
+use rustix::net::sockopt;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -27,6 +28,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// How long a connection may take to be made, with the name looked up and TLS agreed upon.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long nothing may come before the kernel asks whether the other machine is still there, and how often it then asks.
+/// A log that is followed may be silent for as long as it likes.
+const KEEP_ALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
 
 /// Why there is no answer.
 #[derive(Debug, Error)]
@@ -52,6 +56,17 @@ pub(super) enum HttpError {
     /// No answer in time.
     #[error("no answer of {place} within {} s", deadline.as_secs_f32())]
     Late { place: String, deadline: Duration },
+}
+
+impl HttpError {
+    /// Whether nothing said anything at all, not even that nobody listens there: something is in the way, or somebody.
+    pub fn is_silence(&self) -> bool {
+        match self {
+            Self::Connect { source, .. } => source.kind() != io::ErrorKind::ConnectionRefused,
+            Self::Late { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 /// A whole answer.
@@ -197,6 +212,7 @@ impl Endpoint {
                         return Err(HttpError::NotHere { place: self.shown(), address: peer });
                     }
                     stream.set_nodelay(true).map_err(|e| self.no_connection(e))?;
+                    keep_alive(&stream).map_err(|e| self.no_connection(e))?;
                     match &self.tls {
                         None => self.over(stream, request, body).await,
                         Some((config, name)) => {
@@ -283,6 +299,16 @@ fn is_alert(error: &hyper::Error) -> bool {
         next = error.source();
     }
     false
+}
+
+/// Has the kernel end a connection whose other machine is gone.
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    let (idle, between, times) = KEEP_ALIVE;
+    sockopt::set_tcp_keepidle(stream, idle)?;
+    sockopt::set_tcp_keepintvl(stream, between)?;
+    sockopt::set_tcp_keepcnt(stream, times)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    Ok(())
 }
 
 /// A host and a port, as URLs have them.

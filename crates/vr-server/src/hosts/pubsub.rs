@@ -4,7 +4,7 @@
 //! connection, and tries again for ever when that breaks. What cannot be sent in time is dropped, never kept without end.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::{Client, Connection, ConnectionLike as _, RedisError};
 use serde_json::Value;
@@ -22,6 +22,10 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(60);
 /// The first and the longest pause after a failure.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// How long it must have worked for the next failure to be a new one.
+const WORKED: Duration = Duration::from_secs(30);
+/// The key of our messages that says which server they are of.
+const TOLD_BY: &str = "told_by";
 /// The longest message that is looked at, in bytes.
 const MAX_MESSAGE: usize = 1 << 20;
 
@@ -29,6 +33,8 @@ const MAX_MESSAGE: usize = 1 << 20;
 #[derive(Debug)]
 pub struct PubSub {
     client: Client,
+    /// Which server this is, as what it tells comes back to it.
+    me: String,
 }
 
 impl PubSub {
@@ -37,7 +43,7 @@ impl PubSub {
     /// # Errors
     /// When it is no URL of Redis.
     pub fn new(url: &str) -> Result<Self, RedisError> {
-        Ok(Self { client: Client::open(url)? })
+        Ok(Self { client: Client::open(url)?, me: uuid::Uuid::new_v4().to_string() })
     }
 
     /// Begins to listen and to tell; both end with the process.
@@ -45,12 +51,14 @@ impl PubSub {
     /// # Errors
     /// When a thread cannot be started.
     pub fn start(self, fleet: &Fleet) -> std::io::Result<()> {
-        let (listener, fleet_to_tell) = (self.client.clone(), fleet.clone());
+        let (listener, fleet_to_tell, me) = (self.client.clone(), fleet.clone(), self.me.clone());
         thread::Builder::new()
             .name("redis-in".into())
-            .spawn(move || keep_trying("listen to", || listen(&listener, &fleet_to_tell)))?;
+            .spawn(move || keep_trying("listen to", || listen(&listener, &fleet_to_tell, &me)))?;
         let changes = fleet.listen();
-        thread::Builder::new().name("redis-out".into()).spawn(move || tell(&self.client, changes))?;
+        thread::Builder::new()
+            .name("redis-out".into())
+            .spawn(move || tell(&self.client, changes, &self.me))?;
         Ok(())
     }
 }
@@ -59,9 +67,13 @@ impl PubSub {
 fn keep_trying(doing: &str, mut work: impl FnMut() -> Result<(), RedisError>) {
     let mut pause = PAUSES.0;
     loop {
+        let begun = Instant::now();
         match work() {
             Ok(()) => pause = PAUSES.0,
             Err(error) => {
+                if begun.elapsed() > WORKED {
+                    pause = PAUSES.0;
+                }
                 complain(doing, pause, &error);
                 thread::sleep(pause);
                 pause = (pause * 2).min(PAUSES.1);
@@ -86,8 +98,13 @@ fn connect(client: &Client) -> Result<Connection, RedisError> {
     Ok(connection)
 }
 
-/// Takes messages until nothing came for a while.
-fn listen(client: &Client, fleet: &Fleet) -> Result<(), RedisError> {
+/// Takes messages until nothing came for a while. Hosts are asked more often from a failure on, also of the first
+/// connection after a silence.
+fn listen(client: &Client, fleet: &Fleet, me: &str) -> Result<(), RedisError> {
+    take_all(client, fleet, me).inspect_err(|_| fleet.set_pushed(false))
+}
+
+fn take_all(client: &Client, fleet: &Fleet, me: &str) -> Result<(), RedisError> {
     let mut connection = connect(client)?;
     let mut pubsub = connection.as_pubsub();
     pubsub.subscribe(CHANNEL)?;
@@ -95,17 +112,14 @@ fn listen(client: &Client, fleet: &Fleet) -> Result<(), RedisError> {
     fleet.set_pushed(true);
     loop {
         match pubsub.get_message() {
-            Ok(message) => take(message.get_payload_bytes(), fleet),
+            Ok(message) => take(message.get_payload_bytes(), fleet, me),
             Err(error) if error.is_timeout() => return Ok(()),
-            Err(error) => {
-                fleet.set_pushed(false);
-                return Err(error);
-            }
+            Err(error) => return Err(error),
         }
     }
 }
 
-fn take(message: &[u8], fleet: &Fleet) {
+fn take(message: &[u8], fleet: &Fleet, me: &str) {
     if message.len() > MAX_MESSAGE {
         return;
     }
@@ -116,6 +130,10 @@ fn take(message: &[u8], fleet: &Fleet) {
     else {
         return;
     };
+    // What we told ourselves is what we knew, and may be old by now.
+    if value[TOLD_BY] == me {
+        return;
+    }
     if event == REMOVED {
         fleet.take_pushed(host, name, None);
     } else if let Ok(proc) = serde_json::from_value::<ProcDocument>(value.clone()) {
@@ -124,7 +142,7 @@ fn take(message: &[u8], fleet: &Fleet) {
 }
 
 /// Tells changes as they come; while Redis is away, only the latest wait.
-fn tell(client: &Client, mut changes: Receiver<FleetChange>) {
+fn tell(client: &Client, mut changes: Receiver<FleetChange>, me: &str) {
     let mut connection: Option<Connection> = None;
     let mut pause = PAUSES.0;
     loop {
@@ -137,7 +155,7 @@ fn tell(client: &Client, mut changes: Receiver<FleetChange>) {
             }
             Err(RecvError::Closed) => return,
         };
-        let Some(message) = message(&change) else { continue };
+        let Some(message) = message(&change, me) else { continue };
         loop {
             match publish(client, &mut connection, &message) {
                 Ok(()) => {
@@ -164,10 +182,11 @@ fn publish(client: &Client, connection: &mut Option<Connection>, message: &str) 
     redis::cmd("PUBLISH").arg(CHANNEL).arg(message).exec(open)
 }
 
-/// As `proc_publisher` writes it: the proc's document and the event.
-fn message(change: &ProcChange) -> Option<String> {
+/// As `proc_publisher` writes it: the proc's document and the event; and who tells it.
+fn message(change: &ProcChange, me: &str) -> Option<String> {
     let mut value = serde_json::to_value(&change.proc).ok()?;
     value["event"] = change.event.as_str().into();
+    value[TOLD_BY] = me.into();
     if let Value::Object(fields) = &mut value {
         fields.remove("usage");
     }

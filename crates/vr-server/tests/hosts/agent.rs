@@ -83,21 +83,88 @@ async fn nothing_secret_is_sent_to_what_did_not_say_what_it_is() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_changes_its_ways_is_found_again() {
-    let mut rig = Rig::start(DriverKind::Agent).await;
-    let other = Rig::start(DriverKind::Supervisor).await;
-    let more = format!("supervisor: {{port: {}}}", other.port);
+    let mut rig = Rig::start(DriverKind::Supervisor).await;
+    let mut other = Rig::start(DriverKind::Agent).await;
+    other.kill_daemon();
+    let more = format!("agent: {{port: {}}}", other.port);
     let driver = rig.driver_of(&unknown(), &more);
-    driver.procs().await.unwrap();
-    assert_eq!(driver.kind(), Some(DriverKind::Agent));
+    assert!(driver.procs().await.unwrap().iter().any(|proc| proc.name == "foreign"));
+    assert_eq!(driver.kind(), Some(DriverKind::Supervisor));
     rig.kill_daemon();
+    other.start_daemon();
     let deadline = tokio::time::Instant::now() + vr_testing::DEADLINE;
-    while driver.kind() != Some(DriverKind::Supervisor) {
+    while driver.kind() != Some(DriverKind::Agent) {
         let _away = driver.procs().await;
-        assert!(tokio::time::Instant::now() < deadline, "it is still thought to have an agent");
+        assert!(tokio::time::Instant::now() < deadline, "it is still thought to have Supervisor");
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
-    let procs = driver.procs().await.unwrap();
-    assert!(procs.iter().any(|proc| proc.name == "foreign"));
+    assert!(driver.procs().await.unwrap().is_empty());
+}
+
+/// What Supervisor answers to somebody without a password.
+const LIKE_SUPERVISOR: &str =
+    "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"default\"\r\nContent-Length: 0\r\n\r\n";
+
+/// Whoever keeps an agent from answering and imitates Supervisor does not get a password in its place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_does_not_go_where_an_agent_was_or_may_be() {
+    let mut rig = Rig::start(DriverKind::Agent).await;
+    let (impostor, heard) = listen(LIKE_SUPERVISOR);
+    let to_impostor = format!("supervisor: {{port: {impostor}}}");
+    // It had an agent; the one who is asked later may be another server.
+    rig.driver_of(&unknown(), &to_impostor).procs().await.unwrap();
+    let row = rig.store.hosts().await.unwrap().remove(0);
+    let driver = rig.driver_of(&HostRow { agent_url: None, ..row }, &to_impostor);
+    rig.kill_daemon();
+    let deadline = tokio::time::Instant::now() + vr_testing::DEADLINE;
+    loop {
+        let error = driver.procs().await.unwrap_err();
+        assert!(error.is_unreachable(), "{error}");
+        if vr_common::exit::chain(&error).contains("it had an agent, so no password is sent") {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "nobody says what to do: {error}");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(driver.kind(), Some(DriverKind::Agent));
+    // Nobody knows what it has: something takes connections, and never says a word.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let more = format!("agent: {{port: {port}}}, {to_impostor}");
+    let error = rig.driver_of(&unknown(), &more).procs().await.unwrap_err();
+    assert!(
+        matches!(&error, HostError::Denied { message, .. } if message.contains("set its driver to supervisor")),
+        "{error}"
+    );
+    // Or the server cannot tell an agent by its certificate at the moment.
+    let more = format!("agent: {{port: 1, ca_file: /no/such/file}}, {to_impostor}");
+    let error = rig.driver_of(&unknown(), &more).procs().await.unwrap_err();
+    assert!(
+        matches!(&error, HostError::Denied { message, .. } if message.contains("/no/such/file")),
+        "{error}"
+    );
+
+    let heard = heard.lock().unwrap().to_lowercase();
+    assert!(heard.contains("post /rpc2") && !heard.contains("authorization"), "{heard}");
+}
+
+/// What was found out of a host by another name is not believed of this one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_with_another_name_is_another_host() {
+    let (rig, before) = (Rig::start(DriverKind::Agent).await, Rig::start(DriverKind::Agent).await);
+    for url in [format!("http://before.example.com:{}", rig.port), format!("http://{HOST}:{}", before.port)] {
+        let row = HostRow {
+            found_driver: Some("agent".into()),
+            found_url: Some(url),
+            found_at: Some(1),
+            ..unknown()
+        };
+        let (name, yaml) = crate::rig::proc(5001, "cmd: sleep 4000");
+        rig.driver_of(&row, "supervisor: {port: 1}").deploy(&name, &yaml).await.unwrap();
+        assert!(rig.proc_dir(&name).exists() && !before.proc_dir(&name).exists());
+        let row = rig.store.hosts().await.unwrap().remove(0);
+        assert_eq!(row.found_url, Some(format!("http://{HOST}:{}", rig.port)));
+    }
 }
 
 /// An authority, and what it vouches for, as files in a folder.
@@ -146,9 +213,7 @@ async fn an_agent_is_known_by_its_certificate_and_the_server_by_its_own() {
     });
     let rig = Rig::start_with(DriverKind::Agent, More { agent: agent.collect(), ..More::default() }).await;
     // Something on the other port would like the password.
-    let (supervisor, heard) = listen(
-        "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"default\"\r\nContent-Length: 0\r\n\r\n",
-    );
+    let (supervisor, heard) = listen(LIKE_SUPERVISOR);
     let own = format!(
         "certificate_file: {}, key_file: {}",
         authority.file("server.pem"),

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use tokio::sync::broadcast::Receiver;
 use tokio_util::sync::CancellationToken;
 use vr_common::host_api::ProcState;
 use vr_server::events::EventLog;
-use vr_server::hosts::{Action, Connector, DriverKind, Fleet, HostView, REMOVED};
+use vr_server::hosts::{Action, Connector, DriverKind, Fleet, FleetChange, HostView, REMOVED};
 use vr_server::store::Store;
+use vr_server::store::resources::{Datum, Resource, Values};
 
 use crate::rig::{HOST, More, Rig, proc};
 
@@ -183,4 +185,109 @@ async fn the_silence_of_an_agent_is_told_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_silence_of_supervisor_is_told_once() {
     silence_is_told_once(DriverKind::Supervisor).await;
+}
+
+/// A host that stands still takes connections and never answers: it is missed within its deadlines.
+async fn a_frozen_host_is_told_once(kind: DriverKind) {
+    let watched = watched(kind).await;
+    let (name, yaml) = proc(5001, SLEEP);
+    let pid = watched.rig.driver.deploy(&name, &yaml).await.unwrap().pid;
+    let has = |view: &HostView| view.procs.iter().any(|proc| proc.name == name && proc.pid == pid);
+    watched.until("the proc is seen", has).await;
+
+    let frozen = tokio::time::Instant::now();
+    watched.rig.freeze();
+    while watched.told().await.is_empty() {
+        assert!(frozen.elapsed() < Duration::from_secs(30), "nobody was told");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    println!("told after {:?}", frozen.elapsed());
+    let view = watched.fleet.view(HOST);
+    assert!(view.unreachable_since.is_some() && has(&view), "{view:?}");
+
+    watched.rig.thaw();
+    watched.until("it is back, with its proc", |view| view.unreachable_since.is_none() && has(view)).await;
+    let deadline = tokio::time::Instant::now() + vr_testing::DEADLINE;
+    while watched.told().await.len() < 2 {
+        assert!(tokio::time::Instant::now() < deadline, "nobody was told that it is back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let told = watched.told().await;
+    assert!(told.len() == 2, "{told:?}");
+    assert!(told[0].contains("does not answer") && told[1].contains("is back after"), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_agent_is_told_once() {
+    a_frozen_host_is_told_once(DriverKind::Agent).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_supervisor_is_told_once() {
+    a_frozen_host_is_told_once(DriverKind::Supervisor).await;
+}
+
+fn supervisorctl(rig: &Rig, words: &[&str]) {
+    let mut client = vr_common::process::command("supervisorctl");
+    client.args(["-s", &format!("http://127.0.0.1:{}", rig.port), "-u", "velo", "-p", crate::rig::PASSWORD]);
+    assert!(client.args(words).output().unwrap().status.success(), "{words:?}");
+}
+
+/// The event, group and name of the next change.
+async fn next(changes: &mut Receiver<FleetChange>) -> (String, String, String) {
+    let next = tokio::time::timeout(Duration::from_secs(20), changes.recv()).await;
+    let change = next.expect("a change").unwrap().change;
+    (change.event.clone(), change.proc.group.clone(), change.proc.name.clone())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_of_the_same_name_are_told_apart_by_their_groups() {
+    let watched = watched(DriverKind::Supervisor).await;
+    let up = |view: &HostView| view.procs.iter().all(|proc| proc.statename == ProcState::Running);
+    let mut seen = watched.until("all run", up).await.seen;
+    let mut changes = watched.fleet.listen();
+    for _ in 0..3 {
+        seen = watched.until("it was asked again", |view| view.seen > seen).await.seen;
+    }
+    assert!(changes.is_empty(), "nothing happened, but {:?}", next(&mut changes).await);
+
+    supervisorctl(&watched.rig, &["stop", "other:w0"]);
+    let stopped = ("PROCESS_STATE_STOPPED".to_owned(), "other".to_owned(), "w0".to_owned());
+    assert_eq!(next(&mut changes).await, stopped);
+    watched.fleet.note_gone(HOST, "worker");
+    let removed = |name: &str| (REMOVED.to_owned(), "worker".to_owned(), name.to_owned());
+    assert_eq!([next(&mut changes).await, next(&mut changes).await], [removed("w0"), removed("w1")]);
+}
+
+/// A host that said what happens to it has to be asked when it is talked to in another way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_are_told_after_a_host_was_given_another_driver() {
+    let (rig, other) = (Rig::start(DriverKind::Agent).await, Rig::start(DriverKind::Supervisor).await);
+    let (driver, other_driver) = (rig.driver.clone(), other.driver.clone());
+    let fleet =
+        Fleet::new(rig.store.clone(), EventLog::new(rig.store.clone()), move |row| match &row.driver {
+            Some(_) => other_driver.clone(),
+            None => driver.clone(),
+        });
+    let stop = CancellationToken::new();
+    let _end = stop.clone().drop_guard();
+    let (running, store) = (fleet.clone(), rig.store.clone());
+    tokio::spawn(async move { running.run(stop).await });
+    let watched = Watched { rig, fleet, store, stop: CancellationToken::new() };
+    watched.until("its agent is listened to", |view| view.facts.is_some()).await;
+
+    let values = Values {
+        columns: vec![("driver", Datum::Text("supervisor".into())), ("agent_url", Datum::Null)],
+        ..Values::default()
+    };
+    watched.store.change(Resource::Hosts, 1, values, "somebody").await.unwrap();
+    watched.fleet.hosts_changed();
+    let up = |view: &HostView| {
+        view.procs.len() == 4 && view.procs.iter().all(|proc| proc.statename == ProcState::Running)
+    };
+    watched.until("its Supervisor is asked", up).await;
+    let mut changes = watched.fleet.listen();
+    supervisorctl(&other, &["stop", "foreign"]);
+    let (event, _, name) = next(&mut changes).await;
+    assert_eq!((event.as_str(), name.as_str()), ("PROCESS_STATE_STOPPED", "foreign"));
 }

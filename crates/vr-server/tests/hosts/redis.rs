@@ -160,3 +160,59 @@ async fn what_an_agent_says_is_told_to_redis() {
     let seen: Vec<_> = told.iter().filter(|event| states.contains(&event.as_str())).collect();
     assert_eq!(seen, states, "{told:?}");
 }
+
+/// Redis says nothing of a host without `proc_publisher`: that one is asked as often as ever, and what is found out is
+/// told once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_redis_does_not_speak_of_is_asked_as_before() {
+    let redis = Redis::start();
+    let watched = watched_with(DriverKind::Supervisor, More::default(), "").await;
+    listening(&redis, &watched);
+    let up = |view: &vr_server::hosts::HostView| {
+        view.procs.iter().all(|proc| proc.statename == ProcState::Running)
+    };
+    watched.until("all run", up).await;
+    // Longer than it takes to be asked for the last time before Redis was listened to.
+    let mut seen = watched.fleet.view(HOST).seen;
+    let begun = std::time::Instant::now();
+    for _ in 0..3 {
+        seen = watched.until("it was asked again", |view| view.seen > seen).await.seen;
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20), "it is asked every 30 s: {:?}", begun.elapsed());
+
+    let messages = redis.messages();
+    let mut changes = watched.fleet.listen();
+    let mut client = command("supervisorctl");
+    client.args(["-s", &format!("http://127.0.0.1:{}", watched.rig.port), "-u", "velo", "-p", PASSWORD]);
+    assert!(client.args(["stop", "foreign"]).output().unwrap().status.success());
+    assert_eq!(messages.recv_timeout(Duration::from_secs(20)).unwrap()["event"], "PROCESS_STATE_STOPPED");
+    for _ in 0..2 {
+        seen = watched.until("it was asked again", |view| view.seen > seen).await.seen;
+    }
+    let change = changes.recv().await.unwrap();
+    assert!(!change.from_redis && change.change.proc.name == "foreign", "{change:?}");
+    assert!(changes.is_empty(), "told twice: {:?}", changes.recv().await);
+}
+
+/// A message that waited while Redis was away is of the past.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_older_than_what_is_known_is_not_believed() {
+    let redis = Redis::start();
+    let watched =
+        watched_with(DriverKind::Supervisor, More::default(), "supervisor: {poll_seconds: 3600}").await;
+    listening(&redis, &watched);
+    let mut changes = watched.fleet.listen();
+    let known = watched.fleet.view(HOST).procs.iter().find(|proc| proc.name == "foreign").cloned().unwrap();
+    let client = redis::Client::open(redis.url()).unwrap();
+    let mut connection = client.get_connection().unwrap();
+    for (now, why) in [("2001-02-03T04:05:06+00:00", "past"), ("2101-02-03T04:05:06+00:00", "present")] {
+        let mut message = serde_json::to_value(&known).unwrap();
+        assert_eq!(known.now.as_deref().map(str::len), Some(now.len()));
+        message["now"] = now.into();
+        message["event"] = "PROCESS_STATE_BACKOFF".into();
+        message["spawnerr"] = why.into();
+        redis::cmd("PUBLISH").arg("proc_events").arg(message.to_string()).exec(&mut connection).unwrap();
+    }
+    let change = tokio::time::timeout(Duration::from_secs(20), changes.recv()).await.unwrap().unwrap();
+    assert_eq!(change.change.proc.spawnerr, "present");
+}

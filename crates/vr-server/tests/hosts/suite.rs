@@ -32,6 +32,7 @@ on_both! {
     a_proc_lives_and_dies
     uptests_pass_and_fail
     a_log_is_read_and_followed
+    an_app_is_asked_to_end_by_its_own_signal
     a_host_that_is_gone_or_frozen_costs_its_deadline_only
     a_wrong_secret_is_no_silence
     two_deploys_at_once_make_one_proc
@@ -139,6 +140,17 @@ async fn a_log_is_read_and_followed(kind: DriverKind) {
     assert!(matches!(rig.driver.log_follow(&unknown, 10).await.err(), Some(HostError::NoSuchProc { .. })));
 }
 
+async fn an_app_is_asked_to_end_by_its_own_signal(kind: DriverKind) {
+    let rig = Rig::start(kind).await;
+    let script = "trap \"echo asked by USR1; exit 0\" USR1; trap \"echo wrong\" TERM INT; \
+                  echo up; while :; do sleep 0.05; done";
+    let (name, yaml) = proc(5001, &format!("cmd: sh -c '{script}'\nstopsignal: USR1\ngrace_period: 60"));
+    rig.driver.deploy(&name, &yaml).await.unwrap();
+    let stopped = rig.driver.act(&name, Action::Stop).await.unwrap();
+    assert_eq!(stopped.statename, ProcState::Stopped);
+    assert_eq!(rig.driver.log_tail(&name, 1000).await.unwrap(), "up\nasked by USR1\n");
+}
+
 async fn a_host_that_is_gone_or_frozen_costs_its_deadline_only(kind: DriverKind) {
     let mut rig = Rig::start(kind).await;
     let (name, yaml) = proc(5001, SLEEP);
@@ -219,6 +231,10 @@ async fn two_deploys_at_once_make_one_proc(kind: DriverKind) {
     assert_eq!(deployed.unwrap().statename, ProcState::Running);
     let left: Vec<_> = rig.driver.procs().await.unwrap().into_iter().map(|proc| proc.name).collect();
     assert!(left.contains(&second) && !left.contains(&name), "{left:?}");
+    let (one, two) = tokio::join!(rig.driver.delete(&second), other.delete(&second));
+    one.unwrap();
+    two.unwrap();
+    assert!(!rig.proc_dir(&second).exists());
 }
 
 async fn a_build_that_cannot_be_fetched_leaves_nothing(kind: DriverKind) {

@@ -97,6 +97,35 @@ async fn a_proc_is_a_program_as_the_format_says() {
     }
 }
 
+/// Supervisor says yes to a start of what is about to end, and does not start it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_about_to_end_can_be_started_again() {
+    let rig = rig().await;
+    let script = "trap \"sleep 2; exit 0\" TERM; echo up; while :; do sleep 0.05; done";
+    let (name, yaml) = proc(5001, &format!("cmd: sh -c '{script}'"));
+    let mut before = rig.driver.deploy(&name, &yaml).await.unwrap();
+    for again in ["start", "deploy"] {
+        supervisorctl(&rig, &["signal", "TERM", &name]);
+        let password = ["-u", "velo", "-p", "sec ret"];
+        let mut stop = command("supervisorctl")
+            .args(["-s", &format!("http://127.0.0.1:{}", rig.port)])
+            .args(password)
+            .args(["stop", &name])
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        until("it is about to end", || supervisorctl(&rig, &["status", &name]).contains("STOPPING"));
+        let after = match again {
+            "start" => rig.driver.act(&name, Action::Start).await.unwrap(),
+            _ => rig.driver.deploy(&name, &yaml).await.unwrap(),
+        };
+        stop.wait().unwrap();
+        assert_eq!(after.statename, ProcState::Running, "{again}");
+        assert_ne!(after.pid, before.pid, "{again}");
+        before = after;
+    }
+}
+
 /// As if the server, the connection or the host had died between two steps.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deploy_or_delete_that_was_cut_short_is_finished_by_the_next() {

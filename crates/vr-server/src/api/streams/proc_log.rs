@@ -68,6 +68,12 @@ impl Log {
                     {
                         self.end();
                     }
+                    // That may have been among what was missed.
+                    Err(RecvError::Lagged(_))
+                        if self.api.fleet.view(&self.host).procs.iter().all(|proc| proc.name != self.proc) =>
+                    {
+                        self.end();
+                    }
                     Err(RecvError::Closed) => return None,
                     _ => {}
                 },

@@ -21,6 +21,7 @@ use vr_common::proc_data::ProcData;
 use vr_common::proc_data::rules::AutoRestart;
 use vr_common::supervisor::ProcessInfo;
 use vr_common::xmlrpc::Fault;
+use vr_ssh::Lock;
 
 use self::conf::Program;
 use self::files::Files;
@@ -135,6 +136,10 @@ impl SupervisorDriver {
     }
 
     async fn start(&self, proc: &str, name: &str) -> Result<(), HostError> {
+        // Supervisor says yes to a start of what is about to end, and does not start it.
+        if self.known(name).await?.is_some_and(|info| info.proc_state() == ProcState::Stopping) {
+            self.stop(proc, name).await?;
+        }
         let params = [name.into(), false.into()];
         match self.0.rpc.call("supervisor.startProcess", &params).await {
             Err(error) if !error.is(fault::ALREADY_STARTED) => Err(self.faulty(proc, "start", error)),
@@ -144,17 +149,28 @@ impl SupervisorDriver {
 
     /// Has a process down; none when Supervisor does not know it.
     async fn stop(&self, proc: &str, name: &str) -> Result<Option<ProcessInfo>, HostError> {
-        let params = [name.into(), false.into()];
-        match self.0.rpc.call("supervisor.stopProcess", &params).await {
-            Err(error) if error.is(fault::BAD_NAME) => return Ok(None),
-            Err(error) if !error.is(fault::NOT_RUNNING) => return Err(self.faulty(proc, "stop", error)),
-            _ => {}
-        }
         let deadline = Instant::now() + DOWN;
+        let mut taken = false;
         loop {
+            if !taken {
+                let params = [name.into(), false.into()];
+                taken = match self.0.rpc.call("supervisor.stopProcess", &params).await {
+                    Ok(_) => true,
+                    Err(error) if error.is(fault::BAD_NAME) => return Ok(None),
+                    // It may just have ended by itself, and be started again in a moment.
+                    Err(error) if error.is(fault::NOT_RUNNING) => false,
+                    Err(error) => return Err(self.faulty(proc, "stop", error)),
+                };
+            }
             match self.known(name).await? {
                 None => return Ok(None),
                 Some(info) if is_down(info.proc_state()) => return Ok(Some(info)),
+                Some(info) if taken && is_up(info.proc_state()) => {
+                    let state = info.statename;
+                    return Err(
+                        self.refused(format!("{proc} is {state} again: somebody else has started it"))
+                    );
+                }
                 Some(info) if Instant::now() > deadline => {
                     return Err(self.refused(format!(
                         "{proc} is {} and did not end within {} s",
@@ -253,6 +269,33 @@ impl SupervisorDriver {
         }
     }
 
+    /// Does something for as long as a lock is held: somebody else may have it after that.
+    async fn under<T>(
+        &self,
+        lock: &Lock,
+        work: impl Future<Output = Result<T, HostError>> + Send,
+    ) -> Result<T, HostError> {
+        tokio::select! {
+            done = work => done,
+            () = lock.lost() => {
+                let source = "the connection that held the proc's lock was lost".to_owned();
+                Err(HostError::unreachable(&self.0.host, source))
+            }
+        }
+    }
+
+    async fn delete_locked(&self, proc: &str) -> Result<(), HostError> {
+        match (self.known(proc).await?, self.0.files.exists(proc).await?) {
+            (None, false) => Ok(()),
+            (Some(_), false) => Err(HostError::NotOurs { host: self.0.host.clone(), proc: proc.to_owned() }),
+            (_, true) => {
+                self.stop(proc, proc).await?;
+                self.remove(proc).await?;
+                self.0.files.remove(proc).await
+            }
+        }
+    }
+
     async fn deploy_locked(&self, proc: &str, proc_yaml: &str, data: &ProcData) -> Result<(), HostError> {
         let conf = self.program(proc, data)?;
         let known = self.known(proc).await?;
@@ -267,7 +310,7 @@ impl SupervisorDriver {
                     self.0.files.path(proc, "proc.yaml")
                 )));
             }
-            (Some(_), Some(info)) if !is_down(info.proc_state()) => return Ok(()),
+            (Some(_), Some(info)) if is_up(info.proc_state()) => return Ok(()),
             _ => {}
         }
         let made = async {
@@ -303,6 +346,8 @@ impl SupervisorDriver {
             };
             rules.push(("autorestart", word.to_owned()));
         }
+        // Not `stopsignal`: Supervisor would send it to vrun, which takes only TERM and INT for the wish to end, and passes
+        // on the signal of proc.yaml by itself.
         if let Some(codes) = &data.exitcodes {
             let codes: Vec<_> = codes.0.iter().map(u8::to_string).collect();
             rules.push(("exitcodes", codes.join(",")));
@@ -316,6 +361,11 @@ impl SupervisorDriver {
         };
         program.text().map_err(|reason| self.refused(reason))
     }
+}
+
+/// Whether a process is up, or Supervisor is about to have it up.
+fn is_up(state: ProcState) -> bool {
+    matches!(state, ProcState::Starting | ProcState::Running | ProcState::Backoff)
 }
 
 /// Whether a process is down for good, unless somebody starts it.
@@ -352,8 +402,8 @@ impl HostDriver for SupervisorDriver {
         // Nothing is written where Supervisor does not answer.
         self.known(proc).await?;
         {
-            let _lock = self.0.files.lock(proc).await?;
-            self.deploy_locked(proc, proc_yaml, &data).await?;
+            let lock = self.0.files.lock(proc).await?;
+            self.under(&lock, self.deploy_locked(proc, proc_yaml, &data)).await?;
         }
         self.up(proc, proc).await
     }
@@ -379,25 +429,17 @@ impl HostDriver for SupervisorDriver {
     }
 
     async fn delete(&self, proc: &str) -> Result<(), HostError> {
-        let not_ours = || HostError::NotOurs { host: self.0.host.clone(), proc: proc.to_owned() };
         if proc.parse::<ContainerName>().is_err() {
             return match self.full_name(proc).await {
                 Err(HostError::NoSuchProc { .. }) => Ok(()),
                 Err(error) => Err(error),
-                Ok(_) => Err(not_ours()),
+                Ok(_) => Err(HostError::NotOurs { host: self.0.host.clone(), proc: proc.to_owned() }),
             };
         }
-        let known = self.known(proc).await?;
-        let _lock = self.0.files.lock(proc).await?;
-        match (known, self.0.files.exists(proc).await?) {
-            (None, false) => Ok(()),
-            (Some(_), false) => Err(not_ours()),
-            (_, true) => {
-                self.stop(proc, proc).await?;
-                self.remove(proc).await?;
-                self.0.files.remove(proc).await
-            }
-        }
+        // Nothing is touched where Supervisor does not answer. While the lock is waited for, somebody else may delete it.
+        self.known(proc).await?;
+        let lock = self.0.files.lock(proc).await?;
+        self.under(&lock, self.delete_locked(proc)).await
     }
 
     async fn log_tail(&self, proc: &str, bytes: u64) -> Result<String, HostError> {
