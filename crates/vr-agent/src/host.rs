@@ -190,7 +190,10 @@ impl Host {
     pub fn list(&self) -> ProcList {
         let handles = self.handles();
         let procs = handles.iter().filter(|(_, handle)| handle.has_proc());
-        ProcList { host: self.name.clone(), procs: procs.map(|(name, handle)| self.show(name, handle)).collect() }
+        ProcList {
+            host: self.name.clone(),
+            procs: procs.map(|(name, handle)| self.show(name, handle)).collect(),
+        }
     }
 
     /// One proc.
@@ -641,7 +644,10 @@ mod tests {
         let host = Host::open("h", VrRoot::new(dir.path()), &dir.path().join("agent")).await.unwrap();
         std::fs::create_dir_all(proc_dir.join("rootfs")).unwrap();
         let taken = host.find_or_make(name);
-        assert!(host.list().procs.is_empty() && host.names().is_empty(), "there is no proc, and nobody is told of one");
+        assert!(
+            host.list().procs.is_empty() && host.names().is_empty(),
+            "there is no proc, and nobody is told of one"
+        );
         assert!(!host.delete_left(name).await.unwrap());
         host.forget(name, &taken.ended, false, None);
         std::fs::write(proc_dir.join("proc.yaml"), "cmd: x").unwrap();

@@ -36,7 +36,12 @@ pub struct KeptLogs {
 impl KeptLogs {
     /// In a folder, which is made when it is needed, for so many days; 0 keeps none.
     pub fn new(folder: PathBuf, days: u32) -> Self {
-        Self { folder, keep_for: DAY.saturating_mul(days), most_bytes: MOST_BYTES, changing: Mutex::default() }
+        Self {
+            folder,
+            keep_for: DAY.saturating_mul(days),
+            most_bytes: MOST_BYTES,
+            changing: Mutex::default(),
+        }
     }
 
     /// Moves a proc's logs here; one that never wrote anything has none. What is too much now goes at once. Without days,

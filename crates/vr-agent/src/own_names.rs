@@ -45,7 +45,8 @@ fn is_own(host: &str, names: &[String]) -> bool {
 }
 
 fn refuse() -> Response {
-    let error = "the request is for another host: expected an address of this one, its name, or localhost".to_owned();
+    let error =
+        "the request is for another host: expected an address of this one, its name, or localhost".to_owned();
     (StatusCode::FORBIDDEN, Json(ErrorBody { error, log_tail: None })).into_response()
 }
 
@@ -56,13 +57,24 @@ mod tests {
     #[test]
     fn addresses_and_own_names_are_told_from_others() {
         let names = ["web1.example.com".to_owned(), String::new()];
-        for own in
-            ["127.0.0.1:9002", "127.0.0.1", "[::1]:9002", "localhost:1", "LocalHost.", "Web1.example.com:9002"]
-        {
+        for own in [
+            "127.0.0.1:9002",
+            "127.0.0.1",
+            "[::1]:9002",
+            "localhost:1",
+            "LocalHost.",
+            "Web1.example.com:9002",
+        ] {
             assert!(is_own(own, &names), "{own}");
         }
-        let others =
-            ["evil.example", "evil.example:9002", "localhost.evil.example", "web1.example.com@evil.example", "", " "];
+        let others = [
+            "evil.example",
+            "evil.example:9002",
+            "localhost.evil.example",
+            "web1.example.com@evil.example",
+            "",
+            " ",
+        ];
         for other in others {
             assert!(!is_own(other, &names), "{other}");
         }

@@ -149,7 +149,9 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     let supervisor = streams::ending_with(rpc::router(host, supervisor_login), ends);
     for listener in supervisor_listeners {
         let router = match &listener {
-            Listener::Tcp(_) if !is_guarded => own_names::only_for(supervisor.clone(), settings.host.as_str()),
+            Listener::Tcp(_) if !is_guarded => {
+                own_names::only_for(supervisor.clone(), settings.host.as_str())
+            }
             _ => supervisor.clone(),
         };
         entrances.push(Entrance { listener, tls: None, router });

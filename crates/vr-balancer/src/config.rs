@@ -195,6 +195,12 @@ const BACKENDS: &[Backend] = &[
         build: |settings| settings.haproxy(),
     },
     Backend {
+        short_name: "caddy",
+        dotted_name: "caddy.CaddyBalancer",
+        keys: &[LOGIN, FILES, on_hosts::CADDY],
+        build: |settings| settings.caddy(),
+    },
+    Backend {
         short_name: "stingray",
         dotted_name: "stingray.StingrayBalancer",
         keys: &[without_files::STINGRAY],

@@ -10,11 +10,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::time::{Instant, sleep};
 use vr_common::names::{Node, PoolName};
 
 use crate::pools_in_files::{Change, Program, Refusal};
-use crate::site::{Command, FileOnSite, OpenConnections, Site};
+use crate::site::{Command, DEADLINE, FileOnSite, OpenConnections, Site, Status};
 
 /// What is done when nothing else is said; the paths are Debian's.
 pub const INCLUDE_DIR: &str = "/etc/nginx/sites-enabled/";
@@ -25,28 +24,65 @@ const PID_FILES: [&str; 2] = ["/run/nginx.pid", "/usr/local/nginx/logs/nginx.pid
 /// For the master to have made new workers after it was told to reload. A large configuration takes seconds.
 const NEW_WORKERS: Duration = Duration::from_secs(20);
 
-/// Prints `M PID` for the master, and for each of its workers `W PID BEGAN TITLE`, with when it began in seconds since
-/// 1970 (the kernel counts in hundredths of a second for everybody). The arguments are files that may have the master's
-/// number.
-const WORKERS: &str = r#"
+/// Defines what the scripts below share: `find_master FILE…` sets `$master` from the first file that has the number of a
+/// process, and `list` prints `PID BEGAN TITLE` of each of its children, with when it began in seconds since 1970 (the
+/// kernel counts in hundredths of a second for everybody).
+const FUNCTIONS: &str = r#"
 set -u
-for file; do
-    if [ -s "$file" ] && read -r master <"$file" && [ -d "/proc/$master" ]; then break; fi
-    master=
-done
-[ -n "$master" ] || { echo "nginx does not run: no process of its number in $*" >&2; exit 3; }
+find_master() {
+    for file; do
+        if [ -s "$file" ] && read -r master <"$file" && [ -d "/proc/$master" ]; then return; fi
+    done
+    echo "nginx does not run: no process of its number in $*" >&2
+    exit 3
+}
+list() {
+    cat /proc/stat /proc/[0-9]*/stat 2>/dev/null | awk -v master="$master" '
+        $1 == "btime" { booted = $2 }
+        $1 ~ /^[0-9]+$/ {
+            pid = $1
+            sub(/^.*\) /, "")
+            if ($2 == master) print pid, booted + int($20 / 100)
+        }' |
+    while read -r pid began; do
+        title=
+        read -r title 2>/dev/null <"/proc/$pid/cmdline" || true
+        echo "$pid $began $title"
+    done
+}
+"#;
+
+/// Prints `M PID` for the master, and for each of its workers `W PID BEGAN TITLE`. The arguments are files that may have
+/// the master's number.
+const WORKERS: &str = r#"
+find_master "$@"
 echo "M $master"
-cat /proc/stat /proc/[0-9]*/stat 2>/dev/null | awk -v master="$master" '
-    $1 == "btime" { booted = $2 }
-    $1 ~ /^[0-9]+$/ {
-        pid = $1
-        sub(/^.*\) /, "")
-        if ($2 == master) print pid, booted + int($20 / 100)
-    }' |
-while read -r pid began; do
-    title=
-    read -r title 2>/dev/null <"/proc/$pid/cmdline" || true
-    echo "W $pid $began $title"
+list | sed 's/^/W /'
+"#;
+
+/// Runs the line `$1`, and returns when the master has made new workers and no old one takes connections any more: one
+/// command, and not several, as every command costs a host that is far away time. Ends with 4 if the line fails, and with
+/// 5 if there are no new workers after `$2` seconds. More arguments as above.
+const RELOAD_AND_WAIT: &str = r#"
+reload=$1 seconds=$2
+shift 2
+find_master "$@"
+serving() {
+    list | while read -r pid began title; do
+        case $title in *"shutting down"*) ;; *"worker process"*) printf '%s ' "$pid" ;; esac
+    done
+}
+before=" $(serving)"
+sh -c "$reload" || exit 4
+end=$(($(date +%s) + seconds))
+while :; do
+    new= old=
+    for pid in $(serving); do
+        case $before in *" $pid "*) old=yes ;; *) new=yes ;; esac
+    done
+    if [ -n "$new" ] && [ -z "$old" ]; then exit 0; fi
+    [ "$(date +%s)" -lt "$end" ] || exit 5
+    sleep 0.02
 done
 "#;
 
@@ -87,10 +123,15 @@ struct Processes {
 }
 
 impl Nginx {
+    /// The files that may have the master's number.
+    fn pid_files(&self) -> Vec<&str> {
+        self.pid_file.as_deref().map_or_else(|| PID_FILES.to_vec(), |file| vec![file])
+    }
+
     async fn processes(&self, site: &Site) -> Result<Processes, Refusal> {
-        let usual = || PID_FILES.to_vec();
-        let files = self.pid_file.as_deref().map_or_else(usual, |file| vec![file]);
-        let output = site.succeed(&Command::script("looking for nginx", WORKERS, files)).await?;
+        let files = self.pid_files();
+        let script = [FUNCTIONS, WORKERS].concat();
+        let output = site.succeed(&Command::script("looking for nginx", &script, files)).await?;
         let mut processes = Processes::default();
         for line in output.text().lines() {
             let mut words = line.splitn(4, ' ');
@@ -159,29 +200,19 @@ impl Program for Nginx {
     }
 
     async fn load(&self, site: &Site, _change: &Change) -> Result<(), Refusal> {
-        let before = self.processes(site).await?;
-        let output = site.run(&Command::line(&self.reload_cmd)).await?;
-        if !output.is_success() {
-            return Err(Refusal::of(&self.reload_cmd, &output));
-        }
-        let end = Instant::now() + NEW_WORKERS;
-        let mut pause = Duration::from_millis(10);
-        loop {
-            let now = self.processes(site).await?;
-            let is_new = now.serving.iter().any(|worker| !before.serving.contains(worker));
-            if is_new && now.serving.is_disjoint(&before.serving) {
-                return Ok(());
-            }
-            if Instant::now() >= end {
-                return Err(Refusal::NotServed(format!(
-                    "nginx (process {}) made no new workers within {} s after {:?}; see its error log",
-                    now.master,
-                    NEW_WORKERS.as_secs(),
-                    self.reload_cmd
-                )));
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(200));
+        let script = [FUNCTIONS, RELOAD_AND_WAIT].concat();
+        let seconds = NEW_WORKERS.as_secs().to_string();
+        let arguments = [self.reload_cmd.as_str(), &seconds].into_iter().chain(self.pid_files());
+        let command = Command::script(&self.reload_cmd, &script, arguments).deadline(DEADLINE + NEW_WORKERS);
+        let output = site.run(&command).await?;
+        match output.status {
+            Status::Code(0) => Ok(()),
+            Status::Code(3) => Err(Refusal::NotServed(output.last_words())),
+            Status::Code(5) => Err(Refusal::NotServed(format!(
+                "nginx made no new workers within {seconds} s after {:?}; see its error log",
+                self.reload_cmd
+            ))),
+            _ => Err(Refusal::of(&self.reload_cmd, &output)),
         }
     }
 

@@ -1,10 +1,11 @@
 //! The backend for Stingray traffic managers, once called ZXTM: pools are changed through their SOAP interface.
 //!
 //! The interface adds and removes nodes atomically, so that changes of several processes cannot undo each other. What
-//! takes several calls (taking a node out, deleting a pool that is empty) is done for one pool at a time in this process.
+//! takes several calls (taking a node out, deleting a pool that is empty) is done for one pool at a time in this
+//! process.
 //!
-//! Sources: the requests of the published client as they were recorded (`tests/data/stingray.json`), and the description
-//! of the Pool interface (WSDL) that comes with that client.
+//! Sources: the requests of the published client as they were recorded (`tests/data/stingray.json`), and the
+//! description of the Pool interface (WSDL) that comes with that client.
 
 mod envelope;
 mod http;

@@ -314,12 +314,13 @@ fn remove_left_in(folder: &Path, dry_run: bool) -> Result<Vec<(PathBuf, u64)>, I
 }
 
 /// Removes an image that no container uses and that was last asked for longer ago than `unused_for`; gives what it took, in
-/// bytes. Its folder stays, with its locks. With `dry_run`, nothing is removed. The caller knows that no proc refers to
-/// it.
+/// bytes. Its folder stays, with its locks. With `dry_run`, nothing is removed. The caller knows whether a proc refers to it,
+/// and is asked once no setup can bring it any more.
 pub(crate) fn remove_if_unused(
     folder: &Path,
     unused_for: Duration,
     dry_run: bool,
+    is_referred_to: impl FnOnce() -> bool,
 ) -> Result<Option<u64>, ImageError> {
     let io_error = |action, path: &Path| {
         let path = path.to_owned();
@@ -342,6 +343,9 @@ pub(crate) fn remove_if_unused(
     }
     let contents = folder.join("contents");
     let Ok(nobody) = FileLock::existing(&contents) else { return Ok(None) };
+    if is_referred_to() {
+        return Ok(None);
+    }
     let bytes = bytes_in(folder);
     if dry_run {
         return Ok(Some(bytes));
@@ -486,6 +490,29 @@ mod tests {
         assert_eq!(image_contents(&root, "tiny", url, Some(&sum)).unwrap(), contents);
         bring(&pack("five"));
         assert_eq!(left(), 1);
+    }
+
+    #[test]
+    fn an_image_that_a_proc_refers_to_by_now_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("images/tiny");
+        let (files, tarball) = (dir.path().join("files"), dir.path().join("image.tar"));
+        fs::create_dir_all(&files).unwrap();
+        fs::create_dir_all(&folder).unwrap();
+        let mut tar = vr_common::process::command("tar");
+        assert!(tar.arg("-C").arg(&files).arg("-cf").arg(&tarball).arg(".").status().unwrap().success());
+        let sum = vr_common::fetch::md5_file(&tarball).unwrap();
+        let only_one = FileLock::wait(&folder.join(SETUP_LOCK), || {}).unwrap();
+        tarballs::fetch_checked(tarball.to_str().unwrap(), &folder.join("image.tar"), Some(&sum)).unwrap();
+        assert!(replace(&folder, &folder.join("image.tar"), &sum).is_ok());
+        let remove =
+            |is_referred_to| remove_if_unused(&folder, Duration::ZERO, false, || is_referred_to).unwrap();
+        assert_eq!(remove(false), None, "a setup works on it");
+        drop(only_one);
+        assert_eq!(remove(true), None);
+        assert!(folder.join("contents").is_dir());
+        assert!(remove(false).is_some());
+        assert!(!folder.join("contents").exists());
     }
 
     #[test]

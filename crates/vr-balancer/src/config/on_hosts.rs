@@ -1,4 +1,4 @@
-//! Settings of haproxy, a backend whose pools are files on hosts.
+//! Settings of haproxy and caddy, backends whose pools are files on hosts.
 
 use std::sync::Arc;
 
@@ -8,10 +8,12 @@ use vr_common::yaml::kind;
 
 use super::{ConfigError, Settings};
 use crate::balancer::Balancer;
+use crate::caddy::{self, Caddy};
 use crate::haproxy::{self, Haproxy};
 use crate::site::Endpoint;
 
 pub(super) const HAPROXY: &[&str] = &["stats_socket", "server_options"];
+pub(super) const CADDY: &[&str] = &["caddy_cmd", "config_file", "admin"];
 
 impl Settings<'_> {
     /// Something that listens on each host.
@@ -49,6 +51,20 @@ impl Settings<'_> {
         };
         self.pools_in_files(include_dir, Arc::new(program))
     }
+
+    pub(super) fn caddy(&self) -> Result<Arc<dyn Balancer>, ConfigError> {
+        let default = Caddy::default();
+        let include_dir = self.folder("include_dir", caddy::INCLUDE_DIR)?;
+        let program = Caddy {
+            caddy_cmd: self.command("caddy_cmd")?.unwrap_or(default.caddy_cmd),
+            config_file: self.folder("config_file", caddy::CONFIG_FILE)?,
+            admin: self.endpoint("admin", default.admin)?,
+            reload_cmd: self.command("reload_cmd")?,
+            test_cmd: self.command("test_cmd")?,
+            include_dir: include_dir.clone(),
+        };
+        self.pools_in_files(include_dir, Arc::new(program))
+    }
 }
 
 #[cfg(test)]
@@ -70,5 +86,13 @@ mod tests {
         );
         assert!(haproxy("server_options: \"check\\nserver x h:1\"").contains("a text in one line"));
         assert!(haproxy("server_options: [check]").contains("found a list"));
+    }
+
+    #[test]
+    fn caddys_keys_are_checked() {
+        load("a: {BACKEND: caddy}\nb: {BACKEND: vr.common.balancer.caddy.CaddyBalancer, admin: /run/caddy/admin.sock}\n")
+            .unwrap();
+        let error = error("a: {BACKEND: caddy, config_file: Caddyfile}");
+        assert!(error.starts_with("BALANCERS.a.config_file: expected a path"), "{error}");
     }
 }

@@ -35,6 +35,22 @@ impl PoolEdit {
     pub(super) fn reversed(&self) -> Self {
         Self { pool: self.pool.clone(), before: self.after.clone(), after: self.before.clone() }
     }
+
+    /// Whether the names of the hosts of all new nodes mean something to the site, for programs that find out only when
+    /// there are requests.
+    ///
+    /// # Errors
+    /// With [`Refusal::NotServed`] if one does not.
+    pub async fn check_names(&self, site: &Site) -> Result<(), Refusal> {
+        let is_new = |node: &&Node| !self.before.as_ref().is_some_and(|before| before.contains(node));
+        let new: Vec<&Node> = self.after.iter().flatten().filter(is_new).collect();
+        let unknown = site.unknown_names(&new).await?;
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let names = unknown.join(", ");
+        Err(Refusal::NotServed(format!("the host cannot find the address of {names}")))
+    }
 }
 
 /// Why a program did not take up its files.

@@ -79,6 +79,24 @@ impl Site {
     }
 }
 
+/// Prints those of its arguments that have no address.
+const UNKNOWN: &str = r#"for name; do getent ahosts "$name" >/dev/null || echo "$name"; done"#;
+
+impl Site {
+    /// The names of these nodes' hosts that mean nothing to the site.
+    pub async fn unknown_names(&self, nodes: &[&Node]) -> Result<Vec<String>, SiteError> {
+        let mut names: Vec<&str> = nodes.iter().map(|node| node.host.as_str()).collect();
+        names.retain(|name| name.parse::<IpAddr>().is_err());
+        names.sort_unstable();
+        names.dedup();
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let output = self.succeed(&Command::script("finding addresses", UNKNOWN, names)).await?;
+        Ok(output.text().lines().map(str::to_owned).collect())
+    }
+}
+
 /// Reads `0100007F:1F90`: 32-bit words in the byte order of the (little-endian) machine, the port in that of the network;
 /// see `proc_net_tcp(5)`.
 fn read_address(text: &str) -> Option<SocketAddr> {

@@ -13,7 +13,7 @@ use vr_balancer::balancer::SiteReport;
 use vr_common::names::Node;
 use vr_testing::SudoRule;
 
-use crate::fixtures::{Files, Fixture, HaproxyKind, Kind, NginxKind, VarnishKind, nodes};
+use crate::fixtures::{CaddyKind, Files, Fixture, HaproxyKind, Kind, NginxKind, VarnishKind, nodes};
 use crate::support::{
     DEADLINE, DeadAddress, HttpNode, SLOW_BYTES, blocking, header, in_time, node, pool, read_head,
     read_until, status,
@@ -57,6 +57,7 @@ all_tests_of!(
     nginx: super::NginxKind,
     varnish: super::VarnishKind,
     haproxy_by_reload: super::HaproxyKind { balance: "static-rr" },
+    caddy: super::CaddyKind,
 );
 
 // Nodes come and go without a reload, so those that fail it or stop in it have nothing to see.
@@ -681,20 +682,4 @@ async fn a_users_rights_are_enough_or_the_error_says_what_is_missing(kind: impl 
             "{error}"
         );
     });
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn zz_timing() {
-    let fixture = Files::over_ssh(NginxKind, 3, SudoRule::WithPassword).await;
-    let balancer = fixture.balancer();
-    for port in 1..10 {
-        let began = std::time::Instant::now();
-        balancer.set_nodes(&pool("web"), &nodes(&[port])).await.unwrap();
-        println!("TIMING {:?}", began.elapsed());
-    }
-    for port in 1..4 {
-        let began = std::time::Instant::now();
-        let (code, ..) = blocking_cli(&fixture, &["add", "web", &format!("127.0.0.1:{}", port + 50)]).await;
-        println!("TIMING cli {code:?} {:?}", began.elapsed());
-    }
 }

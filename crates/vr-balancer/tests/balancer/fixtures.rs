@@ -255,6 +255,71 @@ impl Kind for HaproxyKind {
     }
 }
 
+/// Caddy; requests choose their pool with the header `X-Pool`, if there is a route to it.
+pub struct CaddyKind;
+
+impl CaddyKind {
+    /// Caddy, with whatever it remembers in the folder.
+    fn program(folder: &Path) -> String {
+        let at = folder.display();
+        format!("env HOME={at} XDG_CONFIG_HOME={at}/caddy XDG_DATA_HOME={at}/caddy caddy")
+    }
+}
+
+impl Kind for CaddyKind {
+    fn name(&self) -> &'static str {
+        "caddy"
+    }
+
+    fn configure(&self, folder: &Path) {
+        let at = folder.display();
+        let text = format!(
+            "{{\n\tadmin unix/{at}/admin.sock\n\tauto_https off\n}}\nimport {at}/pools/*.caddy\n\
+             http:// {{\n\tbind unix/{at}/http.sock\n\timport {at}/config.d/*.conf\n\trespond 404\n}}\n"
+        );
+        fs::write(folder.join("Caddyfile"), text).unwrap();
+    }
+
+    fn command(&self, folder: &Path) -> Command {
+        let mut caddy = command("sh");
+        caddy.args(["-c", &format!("exec {} run --config {}/Caddyfile", Self::program(folder), folder.display())]);
+        caddy
+    }
+
+    fn settings(&self, folder: &Path) -> Vec<(&'static str, String)> {
+        let at = folder.display();
+        vec![
+            ("caddy_cmd", Self::program(folder)),
+            ("config_file", format!("{at}/Caddyfile")),
+            ("admin", format!("{at}/admin.sock")),
+            ("reload_cmd", format!("{at}/reload")),
+        ]
+    }
+
+    fn reload(&self, folder: &Path, first: &str) -> String {
+        let (caddy, at) = (Self::program(folder), folder.display());
+        format!("{first}exec {caddy} reload --config {at}/Caddyfile --address unix/{at}/admin.sock\n")
+    }
+
+    fn pool_file(&self, pool: &str) -> String {
+        format!("{pool}.caddy")
+    }
+
+    fn reference(&self, _folder: &Path, pool: &str) -> String {
+        format!(
+            "@{pool} header X-Pool {pool}\nhandle @{pool} {{\n\treverse_proxy {{\n\t\timport {pool}\n\t}}\n}}\n"
+        )
+    }
+
+    fn route(&self, folder: &Path, pool: &str) -> Option<String> {
+        Some(self.reference(folder, pool))
+    }
+
+    fn nonsense(&self) -> &'static str {
+        "this is {{ no configuration\n"
+    }
+}
+
 /// A running program, and the folder it lives in.
 pub struct Host {
     /// Its folder, as this test sees it.

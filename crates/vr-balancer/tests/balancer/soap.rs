@@ -1,4 +1,4 @@
-//! A traffic manager's SOAP interface that keeps pools, and takes only messages that mean the same as the recorded ones.
+//! A traffic manager's SOAP interface that keeps pools, and takes only messages that mean the same as recorded ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

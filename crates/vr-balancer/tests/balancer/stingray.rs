@@ -10,8 +10,6 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use vr_balancer::Balancer;
 use vr_balancer::balancer::{Edit, PoolChange};
-use vr_common::process::command;
-use vr_testing::published_python;
 
 use crate::fixtures::{Simple, balancer_of};
 use crate::soap::{Pool, SoapServer, Trouble, recorded};
@@ -67,30 +65,6 @@ async fn it_says_what_the_published_client_said() {
     let state = server.state();
     assert_eq!(state.pools.keys().collect::<Vec<_>>(), ["vr-newpool"]);
     assert_eq!(state.pools["vr-newpool"].nodes, ["h3:5002"]);
-}
-
-/// The server is as the published client expects it, and what one of the two does the other one sees.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_published_client_and_this_one_work_on_the_same_pools() {
-    let (server, balancer) = stingray().await;
-    balancer.add_nodes(&pool("web"), &[node("h1:1"), node("h2:2")]).await.unwrap();
-    // The client imports a library for SSH, which this part of it does not use. It has no way with Python 3 to make a pool.
-    let script = format!(
-        "import sys, types\n\
-         sys.modules['paramiko'] = types.ModuleType('paramiko')\n\
-         from vr.common.balancer.stingray import StingrayBalancer\n\
-         config = dict(URL='http://{}/soap', USER='api_user', PASSWORD='pa:ss', POOL_PREFIX='vr-', GRACE_PERIOD=0)\n\
-         client = StingrayBalancer(config)\n\
-         client.add_nodes('web', ['h3:3'])\n\
-         print(client.get_nodes('web'))\n\
-         client.delete_nodes('web', ['h1:1', 'h2:2'])\n",
-        server.address
-    );
-    let python = blocking(|| published_python().to_owned()).await;
-    let output = blocking(move || command(python).args(["-c", &script]).output().unwrap()).await;
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.starts_with("['h1:1', 'h2:2', 'h3:3']"), "{output:?}");
-    assert_eq!(balancer.get_nodes(&pool("web")).await.unwrap(), [node("h3:3")], "{output:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

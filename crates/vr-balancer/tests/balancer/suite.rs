@@ -8,7 +8,7 @@ use vr_balancer::{Balancer, DummyBalancer};
 use vr_common::names::Node;
 use vr_testing::SudoRule;
 
-use crate::fixtures::{Files, Fixture, HaproxyKind, Kind, NginxKind, Simple, VarnishKind, nodes};
+use crate::fixtures::{CaddyKind, Files, Fixture, HaproxyKind, Kind, NginxKind, Simple, VarnishKind, nodes};
 use crate::support::{blocking, in_time, pool, proxy, run};
 
 async fn pools_come_and_go(balancer: &dyn Balancer) {
@@ -274,6 +274,16 @@ async fn haproxy() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn haproxy_over_ssh() {
     over_ssh(HaproxyKind { balance: "roundrobin" }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn caddy() {
+    run_all(&Files::here(CaddyKind).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn caddy_over_ssh() {
+    over_ssh(CaddyKind).await;
 }
 
 /// Two hosts, and all that needs no hundred rounds.

@@ -179,6 +179,11 @@ struct References {
 }
 
 impl References {
+    /// Whether a proc may use an image.
+    fn may_use(&self, image: &str) -> bool {
+        self.is_partial || self.images.contains(image)
+    }
+
     fn find(root: &VrRoot) -> Result<Self, ProcError> {
         let mut found = Self::default();
         for folder in folders_in(&root.procs())? {
@@ -218,13 +223,13 @@ fn clean_tarballs_and_images(
         return Ok(());
     }
     for folder in folders_in(&root.images())? {
-        let is_used = folder
-            .file_name()
-            .is_some_and(|name| name.to_str().is_none_or(|name| used.images.contains(name)));
-        if is_used {
+        let Some(name) = folder.file_name().and_then(|name| name.to_str()) else { continue };
+        if used.images.contains(name) {
             continue;
         }
-        match image::remove_if_unused(&folder, unused_for, dry_run) {
+        // A proc may have been deployed since. Where that cannot be told, the image stays.
+        let is_referred_to = || References::find(root).map_or(true, |used| used.may_use(name));
+        match image::remove_if_unused(&folder, unused_for, dry_run, is_referred_to) {
             Ok(bytes) => {
                 done.add(RemovedKind::UnusedImage, bytes.map(|bytes| (folder, bytes)).into_iter().collect());
             }

@@ -105,11 +105,8 @@ async fn what_is_about_to_end_can_be_started_again() {
     let (name, yaml) = proc(5001, &format!("cmd: sh -c '{script}'"));
     let mut before = rig.driver.deploy(&name, &yaml).await.unwrap();
     for again in ["start", "deploy"] {
-        supervisorctl(&rig, &["signal", "TERM", &name]);
-        let password = ["-u", "velo", "-p", "sec ret"];
         let mut stop = command("supervisorctl")
-            .args(["-s", &format!("http://127.0.0.1:{}", rig.port)])
-            .args(password)
+            .args(["-s", &format!("http://127.0.0.1:{}", rig.port), "-u", "velo", "-p", "sec ret"])
             .args(["stop", &name])
             .stdout(std::process::Stdio::null())
             .spawn()
