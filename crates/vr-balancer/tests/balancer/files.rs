@@ -13,7 +13,9 @@ use vr_balancer::balancer::SiteReport;
 use vr_common::names::Node;
 use vr_testing::SudoRule;
 
-use crate::fixtures::{CaddyKind, Files, Fixture, HaproxyKind, Kind, NginxKind, VarnishKind, nodes};
+use crate::fixtures::{
+    ApacheKind, CaddyKind, Files, Fixture, HaproxyKind, Kind, NginxKind, VarnishKind, nodes,
+};
 use crate::support::{
     DEADLINE, DeadAddress, HttpNode, SLOW_BYTES, blocking, header, in_time, node, pool, read_head,
     read_until, status,
@@ -58,6 +60,7 @@ all_tests_of!(
     varnish: super::VarnishKind,
     haproxy_by_reload: super::HaproxyKind { balance: "static-rr" },
     caddy: super::CaddyKind,
+    apache: super::ApacheKind,
 );
 
 // Nodes come and go without a reload, so those that fail it or stop in it have nothing to see.
@@ -209,6 +212,12 @@ async fn a_pool_that_is_referred_to_goes_without_breaking_anything(kind: impl Ki
     assert!(balancer.delete_pool_if_empty(&web).await.unwrap());
     assert_eq!(balancer.list_pools().await.unwrap(), []);
     assert_eq!(balancer.get_nodes(&web).await.unwrap(), []);
+    if fixture.kind.can_miss_a_pool() {
+        assert_eq!(host.file(&fixture.kind.pool_file("web")), None);
+        balancer.add_nodes(&web, &[app.node()]).await.unwrap();
+        blocking_answers(&fixture, "web", &["app"]).await;
+        return;
+    }
     let kept = host.file(&fixture.kind.pool_file("web")).unwrap();
     assert!(kept.contains("deleted, and kept because the configuration refers to it"), "{kept}");
     balancer.delete_pool(&web).await.unwrap();

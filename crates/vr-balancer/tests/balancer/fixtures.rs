@@ -6,11 +6,13 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tempfile::TempDir;
 use vr_balancer::{Balancer, from_config};
@@ -54,6 +56,14 @@ pub trait Kind: Send + Sync + 'static {
     /// What the names of the files in `config.d` have to end with.
     fn extra_suffix(&self) -> &'static str {
         "conf"
+    }
+    /// Whether a pool that the configuration refers to may be missing.
+    fn can_miss_a_pool(&self) -> bool {
+        false
+    }
+    /// The port that it listens at if it cannot listen at a unix socket; for the program in this folder.
+    fn port(&self, _folder: &Path) -> Option<u16> {
+        None
     }
     /// Whether it can go back to what it had after a reload has failed, without another one.
     fn goes_back_without_reload(&self) -> bool {
@@ -282,7 +292,10 @@ impl Kind for CaddyKind {
 
     fn command(&self, folder: &Path) -> Command {
         let mut caddy = command("sh");
-        caddy.args(["-c", &format!("exec {} run --config {}/Caddyfile", Self::program(folder), folder.display())]);
+        caddy.args([
+            "-c",
+            &format!("exec {} run --config {}/Caddyfile", Self::program(folder), folder.display()),
+        ]);
         caddy
     }
 
@@ -320,12 +333,132 @@ impl Kind for CaddyKind {
     }
 }
 
+/// Apache; requests choose their pool with the header `X-Pool`, if there is a route to it.
+pub struct ApacheKind;
+
+impl Kind for ApacheKind {
+    fn name(&self) -> &'static str {
+        "apache"
+    }
+
+    fn configure(&self, folder: &Path) {
+        let at = folder.display();
+        let (port, _) = support::ports();
+        let modules = [
+            "mpm_event",
+            "authz_core",
+            "rewrite",
+            "proxy",
+            "proxy_http",
+            "proxy_balancer",
+            "slotmem_shm",
+            "lbmethod_byrequests",
+        ];
+        let modules: String = modules
+            .iter()
+            .map(|name| format!("LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so\n"))
+            .collect();
+        let text = format!(
+            "{modules}ServerRoot {at}\nServerName localhost\nPidFile {at}/apache.pid\nDefaultRuntimeDir {at}\n\
+             ErrorLog {at}/error.log\nListen 127.0.0.1:{port}\nUser www-data\nGroup www-data\nStartServers 2\n\
+             KeepAliveTimeout 60\nProxyTimeout 60\nRewriteEngine on\n\
+             IncludeOptional {at}/pools/*.conf\nIncludeOptional {at}/config.d/*.conf\n"
+        );
+        fs::write(folder.join("apache.conf"), text).unwrap();
+    }
+
+    fn command(&self, folder: &Path) -> Command {
+        let mut apache = command("apache2");
+        apache.args(["-D", "FOREGROUND", "-f"]).arg(folder.join("apache.conf"));
+        apache
+    }
+
+    fn settings(&self, folder: &Path) -> Vec<(&'static str, String)> {
+        let at = folder.display();
+        vec![
+            ("pid_file", format!("{at}/apache.pid")),
+            ("test_cmd", format!("apache2 -f {at}/apache.conf -t -D DUMP_INCLUDES")),
+            ("reload_cmd", format!("{at}/reload")),
+        ]
+    }
+
+    fn reload(&self, folder: &Path, first: &str) -> String {
+        format!("{first}exec apache2 -f {}/apache.conf -k graceful\n", folder.display())
+    }
+
+    fn pool_file(&self, pool: &str) -> String {
+        format!("{pool}.conf")
+    }
+
+    fn port(&self, folder: &Path) -> Option<u16> {
+        let text = fs::read_to_string(folder.join("apache.conf")).unwrap();
+        let port = text.lines().find_map(|line| line.strip_prefix("Listen 127.0.0.1:")).unwrap();
+        Some(port.parse().unwrap())
+    }
+
+    fn can_miss_a_pool(&self) -> bool {
+        true
+    }
+
+    fn reference(&self, _folder: &Path, pool: &str) -> String {
+        format!(
+            "RewriteCond %{{HTTP:X-Pool}} ={pool}\nRewriteRule ^/(.*)$ /pool-{pool}/$1 [PT]\n\
+             ProxyPass \"/pool-{pool}/\" \"balancer://{pool}/\"\n"
+        )
+    }
+
+    fn route(&self, folder: &Path, pool: &str) -> Option<String> {
+        Some(self.reference(folder, pool))
+    }
+
+    fn nonsense(&self) -> &'static str {
+        "this is {{ no configuration\n"
+    }
+}
+
+/// Brings what comes in at a unix socket to a port, as long as it lives.
+struct Relay {
+    socket: PathBuf,
+    is_over: Arc<AtomicBool>,
+}
+
+impl Relay {
+    fn start(socket: PathBuf, port: u16) -> Self {
+        let listener = UnixListener::bind(&socket).unwrap();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let relay = Self { socket, is_over: Arc::clone(&is_over) };
+        std::thread::spawn(move || {
+            while let (Ok((client, _)), false) = (listener.accept(), is_over.load(Ordering::Relaxed)) {
+                let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else { continue };
+                let (from_client, to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                std::thread::spawn(move || {
+                    let _broken = std::io::copy(&mut &from_client, &mut &to_server);
+                    let _gone = to_server.shutdown(Shutdown::Write);
+                });
+                std::thread::spawn(move || {
+                    let _broken = std::io::copy(&mut &server, &mut &client);
+                    let _gone = client.shutdown(Shutdown::Both);
+                });
+            }
+        });
+        relay
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        let _woken = UnixStream::connect(&self.socket);
+    }
+}
+
 /// A running program, and the folder it lives in.
 pub struct Host {
     /// Its folder, as this test sees it.
     pub folder: PathBuf,
     name: String,
     program: Option<Child>,
+    _relay: Option<Relay>,
     /// The way in, if it is not this machine itself.
     pub sshd: Option<Sshd>,
 }
@@ -621,15 +754,19 @@ async fn start(kind: &impl Kind, name: String, own: &Path, common: &Path, sshd: 
     };
     let said = fs::File::create(own.join("said")).unwrap();
     start.stdin(Stdio::null()).stdout(said.try_clone().unwrap()).stderr(said).process_group(0);
-    let mut host = Host { folder: own.to_owned(), name, program: None, sshd };
+    let mut host = Host { folder: own.to_owned(), name, program: None, _relay: None, sshd };
     host.program = Some(start.spawn().unwrap());
-    let socket = own.join("http.sock");
+    let (socket, port) = (own.join("http.sock"), kind.port(own));
     eventually("the program listens", || {
         let ended = host.program.as_mut().unwrap().try_wait().unwrap();
         assert_eq!(ended, None, "it ended at once: {}", host.log());
-        UnixStream::connect(&socket).is_ok()
+        port.map_or_else(
+            || UnixStream::connect(&socket).is_ok(),
+            |port| TcpStream::connect(("127.0.0.1", port)).is_ok(),
+        )
     })
     .await;
+    host._relay = port.map(|port| Relay::start(socket, port));
     host
 }
 

@@ -31,8 +31,7 @@ fn servers(fixture: &Haproxy, columns: [usize; 2]) -> Vec<(String, String)> {
     let answer = ask(fixture, "show servers state web");
     let lines = answer.lines().skip(2).filter(|line| !line.is_empty());
     let column = |line: &str, at: usize| line.split(' ').nth(at).unwrap().to_owned();
-    let mut found: Vec<_> =
-        lines.map(|line| (column(line, columns[0]), column(line, columns[1]))).collect();
+    let mut found: Vec<_> = lines.map(|line| (column(line, columns[0]), column(line, columns[1]))).collect();
     found.sort();
     found
 }
@@ -74,7 +73,8 @@ async fn nodes_come_and_go_in_the_same_process_and_are_there_after_the_next_star
     assert_eq!(answers(&fixture), ["one", "two"]);
     balancer.delete_nodes(&web, &[one.node()], None).await.unwrap();
     assert_eq!(answers(&fixture), ["two"]);
-    let reports = in_time(balancer.wait_drained(&web, &[one.node()], Duration::from_secs(3600))).await.unwrap();
+    let reports =
+        in_time(balancer.wait_drained(&web, &[one.node()], Duration::from_secs(3600))).await.unwrap();
     assert!(reports[0].is_drained());
     let only = |node: &Node| vec![(node.to_string(), "0".to_owned())];
     assert_eq!(servers(&fixture, [NAME, ADMIN_STATE]), only(&two.node()), "what is drained is deleted");
@@ -83,7 +83,11 @@ async fn nodes_come_and_go_in_the_same_process_and_are_there_after_the_next_star
     balancer.add_nodes(&web, &nodes(&[9])).await.unwrap();
     balancer.delete_nodes(&web, &nodes(&[9]), None).await.unwrap();
     assert_eq!(servers(&fixture, [NAME, ADMIN_STATE]), only(&one.node()));
-    assert_eq!((process(&fixture), fixture.hosts[0].reloads()), (before, 1), "only the new pool needed a reload");
+    assert_eq!(
+        (process(&fixture), fixture.hosts[0].reloads()),
+        (before, 1),
+        "only the new pool needed a reload"
+    );
     with_line(&fixture, "defaults", "retries 2").await;
     assert_eq!(servers(&fixture, [NAME, ADMIN_STATE]), only(&one.node()));
     assert_eq!(answers(&fixture), ["one"]);
@@ -141,7 +145,8 @@ async fn new_servers_have_the_options_of_the_settings_and_of_nobody_else() {
     let ports: Vec<String> = servers(&fixture, [NAME, PORT]).into_iter().map(|(_, port)| port).collect();
     assert!(ports.contains(&two.address.port().to_string()) && ports.contains(&"9".to_owned()), "{ports:?}");
     // Nobody is there, so the check takes it out by itself.
-    let is_down = || ask(&fixture, "show servers state web").lines().any(|line| line.contains(" ::1:9 ::1 0 0 "));
+    let is_down =
+        || ask(&fixture, "show servers state web").lines().any(|line| line.contains(" ::1:9 ::1 0 0 "));
     crate::support::eventually("the node without anybody is down", is_down).await;
     assert_eq!(answers(&fixture), ["one", "two"]);
     assert_eq!(balancer.check().await.unwrap()[0].problems, Vec::<String>::new());
@@ -194,9 +199,7 @@ async fn a_haproxy_that_does_not_answer_or_reload_is_noticed() {
     };
     let change = |balancer: std::sync::Arc<dyn vr_balancer::Balancer>| {
         let web = web.clone();
-        async move {
-            vr_common::exit::chain(&in_time(balancer.add_nodes(&web, &nodes(&[1]))).await.unwrap_err())
-        }
+        async move { vr_common::exit::chain(&in_time(balancer.add_nodes(&web, &nodes(&[1]))).await.unwrap_err()) }
     };
     let error = change(refused(&[("stats_socket", "/nonexistent/admin.sock")])).await;
     assert!(error.contains("cannot connect to /nonexistent/admin.sock"), "{error}");

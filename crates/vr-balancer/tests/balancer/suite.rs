@@ -8,7 +8,9 @@ use vr_balancer::{Balancer, DummyBalancer};
 use vr_common::names::Node;
 use vr_testing::SudoRule;
 
-use crate::fixtures::{CaddyKind, Files, Fixture, HaproxyKind, Kind, NginxKind, Simple, VarnishKind, nodes};
+use crate::fixtures::{
+    ApacheKind, CaddyKind, Files, Fixture, HaproxyKind, Kind, NginxKind, Simple, VarnishKind, nodes,
+};
 use crate::support::{blocking, in_time, pool, proxy, run};
 
 async fn pools_come_and_go(balancer: &dyn Balancer) {
@@ -284,6 +286,16 @@ async fn caddy() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn caddy_over_ssh() {
     over_ssh(CaddyKind).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn apache() {
+    run_all(&Files::here(ApacheKind).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn apache_over_ssh() {
+    over_ssh(ApacheKind).await;
 }
 
 /// Two hosts, and all that needs no hundred rounds.

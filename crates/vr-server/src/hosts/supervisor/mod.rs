@@ -311,6 +311,8 @@ impl SupervisorDriver {
                 )));
             }
             (Some(_), Some(info)) if is_up(info.proc_state()) => return Ok(()),
+            // vrun sets up nothing that is in use.
+            (Some(_), Some(info)) if !is_down(info.proc_state()) => drop(self.stop(proc, proc).await?),
             _ => {}
         }
         let made = async {
