@@ -12,7 +12,7 @@ use crate::debian;
 use crate::steps::{self, cargo, timed};
 
 /// What the tests run, and the Debian package that holds it.
-const PROGRAMS: [(&str, &str); 20] = [
+const PROGRAMS: [(&str, &str); 22] = [
     ("git", "git"),
     ("hg", "mercurial"),
     ("make", "make"),
@@ -32,6 +32,8 @@ const PROGRAMS: [(&str, &str); 20] = [
     ("faketime", "faketime"),
     ("nginx", "nginx"),
     ("varnishd", "varnish"),
+    ("haproxy", "haproxy"),
+    ("caddy", "caddy"),
     ("mkfs.ext4", "e2fsprogs"),
 ];
 
