@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use vr_common::api::Client;
 use vr_common::credentials::Credentials;
-use vr_common::host_api::ProcChange;
+use vr_common::host_api::{ProcChange, ProcState};
 use vr_common::process::command;
 
 use super::ours::Agent;
@@ -26,8 +26,6 @@ use crate::bench::world::World;
 
 /// Between two kills.
 const PAUSE: Duration = Duration::from_millis(25);
-/// What each killed app brings: it is started, and runs.
-const CHANGES: usize = 2;
 
 /// How soon the changes were there.
 #[derive(Debug)]
@@ -59,8 +57,13 @@ pub fn measure(world: &World, agent: &Agent, program: &Path, ports: &[u16], kill
         killed.push((name, at));
         std::thread::sleep(PAUSE);
     }
-    let expected = killed.len() * CHANGES;
-    until("all changes", || Ok(at_agent.count() >= expected && at_server.count() >= expected))?;
+    until("all changes", || {
+        let all = |reader: &Reader| {
+            let told = reader.told();
+            killed.iter().all(|(name, _)| told.iter().any(|told| told.runs && &told.name == name))
+        };
+        Ok(all(&at_agent) && all(&at_server))
+    })?;
 
     let mut noticed = Samples::default();
     let told = at_agent.told();
@@ -78,6 +81,8 @@ pub fn measure(world: &World, agent: &Agent, program: &Path, ports: &[u16], kill
 #[derive(Debug, Clone)]
 struct Told {
     name: String,
+    /// Whether it says that the proc runs, which is the last thing that a killed app brings.
+    runs: bool,
     happened: SystemTime,
     arrived: SystemTime,
 }
@@ -108,7 +113,8 @@ impl Reader {
                 let Some(change) = line.strip_prefix("data:") else { continue };
                 if let Ok(ProcChange { at, proc, .. }) = serde_json::from_str(change.trim()) {
                     let happened = SystemTime::UNIX_EPOCH + Duration::from_millis(at.unsigned_abs());
-                    let told = Told { name: proc.name, happened, arrived };
+                    let runs = proc.statename == ProcState::Running;
+                    let told = Told { name: proc.name, runs, happened, arrived };
                     heard.lock().unwrap_or_else(PoisonError::into_inner).push(told);
                 }
             }
@@ -118,10 +124,6 @@ impl Reader {
 
     fn told(&self) -> Vec<Told> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn count(&self) -> usize {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     fn samples(&self) -> Samples {
