@@ -97,7 +97,10 @@ impl Caddy {
         if status != "200" {
             let line = head.lines().next().unwrap_or_default();
             let body: String = body.trim().chars().take(300).collect();
-            return Err(Refusal::Says { command: format!("{} {path}", self.admin), said: format!("{line}: {body}") });
+            return Err(Refusal::Says {
+                command: format!("{} {path}", self.admin),
+                said: format!("{line}: {body}"),
+            });
         }
         Ok(body.as_bytes().to_vec())
     }
@@ -113,7 +116,9 @@ impl Caddy {
     /// operator's configuration, and goes nowhere but into this question.
     async fn knows(&self, site: &Site, pool: &PoolName, nodes: &[Node]) -> Result<(), Refusal> {
         let file = self.config_file.replace('\\', "\\\\").replace('"', "\\\"");
-        let probe = format!("import \"{file}\"\nhttp://{PROBE} {{\n\treverse_proxy {{\n\t\timport {pool}\n\t}}\n}}\n");
+        let probe = format!(
+            "import \"{file}\"\nhttp://{PROBE} {{\n\treverse_proxy {{\n\t\timport {pool}\n\t}}\n}}\n"
+        );
         // A pipe can be opened by its name; what SSH gives might not.
         let script = format!("cat | {} adapt --adapter caddyfile --config /dev/stdin", self.caddy_cmd);
         let command = Command::line(&script).stdin(probe.into_bytes()).deadline(RELOAD);
@@ -171,8 +176,9 @@ fn refusal(command: &str, output: &Output) -> Refusal {
 }
 
 fn read_json(text: &[u8], from: &str) -> Result<Value, Refusal> {
-    serde_json::from_slice(text)
-        .map_err(|error| Refusal::NotServed(format!("{from} gave no configuration that can be read: {error}")))
+    serde_json::from_slice(text).map_err(|error| {
+        Refusal::NotServed(format!("{from} gave no configuration that can be read: {error}"))
+    })
 }
 
 /// The upstreams of every `reverse_proxy` in a configuration, each list sorted, and the lists as well.
@@ -181,7 +187,8 @@ fn upstreams(configuration: &Value) -> Vec<Vec<String>> {
         match value {
             Value::Object(object) => {
                 if object.get("handler").and_then(Value::as_str) == Some("reverse_proxy") {
-                    let own = object.get("upstreams").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+                    let own =
+                        object.get("upstreams").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
                     let dial = |upstream: &Value| Some(upstream.get("dial")?.as_str()?.to_owned());
                     let mut own: Vec<String> = own.iter().filter_map(dial).collect();
                     own.sort();

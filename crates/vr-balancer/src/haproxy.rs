@@ -126,8 +126,7 @@ impl Haproxy {
         let mut sections = BTreeMap::new();
         for PoolEdit { pool, .. } in &change.pools {
             let Some(file) = files.iter().find(|file| file.name == self.file(pool)) else { continue };
-            let section =
-                section::find(pool, &file.text).map_err(|reason| self.unserved(pool, &reason))?;
+            let section = section::find(pool, &file.text).map_err(|reason| self.unserved(pool, &reason))?;
             sections.extend(section.map(|section| (pool.clone(), section)));
         }
         Ok(sections)

@@ -168,7 +168,9 @@ pub(super) fn parse(pool: &PoolName, text: &str) -> Result<Option<Vec<Node>>, St
 /// The pool's file.
 pub(super) fn render(pool: &PoolName, nodes: &[Node], old: Option<&str>) -> Result<String, String> {
     let begin = || {
-        format!("# Pool {pool}, written by Velociraptor; all but the nodes is kept. To use it: reverse_proxy {{ import {pool} }}\n({pool}) {{\n}}\n")
+        format!(
+            "# Pool {pool}, written by Velociraptor; all but the nodes is kept. To use it: reverse_proxy {{ import {pool} }}\n({pool}) {{\n}}\n"
+        )
     };
     let old = old.map_or_else(begin, str::to_owned);
     let Some(snippet) = find(pool, &old)? else { return Err(format!("it has no snippet ({pool})")) };
@@ -277,7 +279,9 @@ mod tests {
 
     #[test]
     fn what_is_not_ours_is_told_from_what_is_broken() {
-        for other in ["", "# (my-app) {\n", "(other) {\n\tto h:1\n}\n", "my-app {\n}\n", "x {\n (my-app) {\n}\n}\n"] {
+        for other in
+            ["", "# (my-app) {\n", "(other) {\n\tto h:1\n}\n", "my-app {\n}\n", "x {\n (my-app) {\n}\n}\n"]
+        {
             assert_eq!(parse(&pool(), other), Ok(None), "{other:?}");
         }
         for broken in [

@@ -148,7 +148,11 @@ pub(super) fn render(
     old: Option<&str>,
     options: &str,
 ) -> Result<String, String> {
-    let begin = || format!("# Pool {pool}, written by Velociraptor; all but the server lines of nodes is kept.\nbackend {pool}\n");
+    let begin = || {
+        format!(
+            "# Pool {pool}, written by Velociraptor; all but the server lines of nodes is kept.\nbackend {pool}\n"
+        )
+    };
     let old = old.map_or_else(begin, str::to_owned);
     let Some(section) = find(pool, &old)? else {
         return Err(format!("it has no section \"backend {pool}\""));
@@ -252,7 +256,8 @@ mod tests {
                 found.sort();
                 wanted.sort();
                 assert_eq!(found, wanted, "{old:?} became {text:?}");
-                let mut names: Vec<&str> = section.servers.iter().map(|server| server.name.as_str()).collect();
+                let mut names: Vec<&str> =
+                    section.servers.iter().map(|server| server.name.as_str()).collect();
                 names.sort_unstable();
                 names.dedup();
                 assert_eq!(names.len(), wanted.len(), "each has a name of its own: {text}");
@@ -279,9 +284,8 @@ mod tests {
 
     #[test]
     fn what_the_runtime_interface_leaves_out_is_noticed() {
-        let needs_reload = |line: &str| {
-            find(&pool(), &format!("backend my-app\n {line}\n")).unwrap().unwrap().needs_reload
-        };
+        let needs_reload =
+            |line: &str| find(&pool(), &format!("backend my-app\n {line}\n")).unwrap().unwrap().needs_reload;
         assert!(needs_reload("default-server check"));
         assert!(needs_reload("server x h:1 on-marked-down shutdown-sessions"));
         assert!(!needs_reload("server x h:1 check inter 2s"));
