@@ -8,7 +8,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::{Extension, Router};
+use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::Watcher;
 use hyper_util::service::TowerToHyperService;
@@ -18,6 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use crate::listener::Connection;
+use crate::places::Caller;
 use crate::rpc::WithoutBlankLine;
 use crate::tls::Tls;
 
@@ -34,11 +38,17 @@ const BUFFER: usize = 64 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShownCertificate;
 
-/// Serves one connection to its end.
-pub async fn serve(stream: Box<dyn Connection>, tls: Option<Arc<Tls>>, router: Router, watcher: Watcher) {
+/// Serves one connection to its end. Requests have the caller among their extensions.
+pub async fn serve(
+    stream: Box<dyn Connection>,
+    caller: Caller,
+    tls: Option<Arc<Tls>>,
+    router: Router,
+    watcher: Watcher,
+) {
     let stream = Unstalled::new(stream, STALL_DEADLINE);
     let Some(tls) = tls else {
-        return serve_http(stream, router, watcher).await;
+        return serve_http(stream, caller, None, router, watcher).await;
     };
     let acceptor = TlsAcceptor::from(tls.config().await);
     match timeout(HANDSHAKE_DEADLINE, acceptor.accept(stream)).await {
@@ -46,25 +56,33 @@ pub async fn serve(stream: Box<dyn Connection>, tls: Option<Arc<Tls>>, router: R
         Ok(Err(e)) => debug!("a caller did not agree on TLS: {e}"),
         Ok(Ok(stream)) => {
             // They are checked by now.
-            let router = match stream.get_ref().1.peer_certificates() {
-                Some(_) => router.layer(Extension(ShownCertificate)),
-                None => router,
-            };
-            serve_http(stream, router, watcher).await;
+            let shown = stream.get_ref().1.peer_certificates().map(|_| ShownCertificate);
+            serve_http(stream, caller, shown, router, watcher).await;
         }
     }
 }
 
 async fn serve_http(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    caller: Caller,
+    shown: Option<ShownCertificate>,
     router: Router,
     watcher: Watcher,
 ) {
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let extensions = request.extensions_mut();
+        extensions.insert(caller.clone());
+        if let Some(shown) = shown {
+            extensions.insert(shown);
+        }
+        router.call(request)
+    });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_DEADLINE)
         .max_buf_size(BUFFER)
-        .serve_connection(TokioIo::new(WithoutBlankLine::new(stream)), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(WithoutBlankLine::new(stream)), service);
     if let Err(e) = watcher.watch(connection).await {
         debug!("a connection broke: {}", vr_common::exit::chain(&e));
     }

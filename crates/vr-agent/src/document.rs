@@ -23,6 +23,8 @@ pub struct Snapshot {
     pub setting_up: bool,
     /// The waiting vrun; 0 for none.
     pub vrun_pid: u32,
+    /// When that was started, in clock ticks since boot: a number alone may be another process's by now.
+    pub vrun_ticks: u64,
     /// How often it was started again by itself.
     pub restarts: u32,
     /// How many of its processes were killed for want of memory, as far as their runs are over.
@@ -41,6 +43,7 @@ impl Snapshot {
             spawn_error: String::new(),
             setting_up: false,
             vrun_pid: 0,
+            vrun_ticks: 0,
             restarts: 0,
             ooms: 0,
         }

@@ -39,14 +39,19 @@ impl Stamp {
     }
 }
 
-/// Reads a text of at most `limit` bytes; a longer one is an error.
-pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
-    let mut text = String::new();
-    File::open(path)?.take(limit + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > limit {
+/// Reads at most `limit` bytes; a longer file is an error.
+pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {limit} bytes")));
     }
-    Ok(text)
+    Ok(bytes)
+}
+
+/// The same of a text.
+pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
+    String::from_utf8(read(path, limit)?).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
 /// Whether a file can be read by users other than its owner, or at least by its group.

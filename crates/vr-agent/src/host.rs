@@ -98,6 +98,9 @@ struct Procs {
     supervised: BTreeMap<String, Handle>,
     /// Those that are on disk, but not to be supervised until somebody asks for it.
     let_go: BTreeSet<String>,
+    /// Those that nobody supervises and that others know of all the same: there before the first reader, or their
+    /// supervisions broke.
+    known: BTreeSet<String>,
 }
 
 impl Host {
@@ -140,6 +143,7 @@ impl Host {
         for name in names {
             let proc_yaml = host.files(&name).proc_yaml();
             if proc_yaml.exists() || host.around.deleting.join(&name).exists() {
+                host.lock().known.insert(name.clone());
                 found.push(host.find_or_make(&name));
             } else {
                 warn!(proc = name, "has no proc.yaml and is left alone; a delete removes it");
@@ -510,7 +514,8 @@ impl Host {
 
     /// Makes the supervision of a proc that has none. The first command comes before those of others who find it.
     fn make(self: &Arc<Self>, name: &str, procs: &mut Procs, first: Option<Command>) -> Handle {
-        let (supervision, handle, commands) = Supervision::new(name, Arc::clone(&self.around));
+        let is_known = procs.known.remove(name);
+        let (supervision, handle, commands) = Supervision::new(name, is_known, Arc::clone(&self.around));
         if let Some(command) = first {
             // There is room for some.
             handle.count(&command);
@@ -534,9 +539,12 @@ impl Host {
     ) {
         let mut procs = self.lock();
         if procs.supervised.get(name).is_some_and(|handle| Arc::ptr_eq(&handle.ended, ended)) {
-            procs.supervised.remove(name);
+            let handle = procs.supervised.remove(name);
             if let_go {
                 procs.let_go.insert(name.to_owned());
+            }
+            if announced.is_none() && handle.is_some_and(|handle| handle.has_proc()) {
+                procs.known.insert(name.to_owned());
             }
         }
         // Under the lock: a proc that takes its place must not be told of before.

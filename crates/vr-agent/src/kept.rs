@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -22,6 +22,15 @@ pub const MOST_BYTES: u64 = 1 << 30;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const FILES: [&str; 2] = ["log", "log.1"];
+
+/// What [`KeptLogs::keep`] has moved, so that just this can be moved back.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// What the files were called in the proc's folder, and are called here.
+    files: Vec<(&'static str, &'static str)>,
+    /// Whether the log of an earlier proc of that name became `log.1`.
+    made_room: bool,
+}
 
 /// The kept logs of a host.
 #[derive(Debug)]
@@ -46,27 +55,34 @@ impl KeptLogs {
 
     /// Moves a proc's logs here; one that never wrote anything has none. What is too much now goes at once. Without days,
     /// does nothing.
-    pub fn keep(&self, name: &str, proc_dir: &Path) -> io::Result<()> {
+    pub fn keep(&self, name: &str, proc_dir: &Path) -> io::Result<Moved> {
         let has_something = |file: &&str| {
             let found = fs::symlink_metadata(proc_dir.join(file));
             found.is_ok_and(|found| found.is_file() && found.len() > 0)
         };
         let moving: Vec<&str> = FILES.into_iter().filter(has_something).collect();
         if self.keep_for.is_zero() || moving.is_empty() {
-            return Ok(());
+            return Ok(Moved::default());
         }
+        let mut moved = Moved::default();
         let changing = self.changing();
         let to = self.folder.join(name);
         let private = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         private(&self.folder)?;
         private(&to)?;
         if moving.len() == 1 {
-            rename_if_there(&to.join("log"), &to.join("log.1"))?;
+            moved.made_room = rename_if_there(&to.join("log"), &to.join("log.1"))?;
         }
         // A log that was moved on just before the end is the newest that there is. The newest goes last, so that the order
         // is right also when this is cut short and done again.
         for (file, kept_as) in moving.into_iter().zip(FILES).rev() {
-            fs::rename(proc_dir.join(file), to.join(kept_as))?;
+            if let Err(e) = move_file(&proc_dir.join(file), &to.join(kept_as)) {
+                drop(changing);
+                // As on a full disk. All of it or nothing.
+                self.give_back(name, proc_dir, &moved)?;
+                return Err(e);
+            }
+            moved.files.push((file, kept_as));
         }
         // A rename over a file of the same name may leave the folder's time as it was.
         set_time(&to)?;
@@ -74,18 +90,23 @@ impl KeptLogs {
         if let Err(e) = self.sweep() {
             warn!("the logs of procs that are gone cannot be looked through: {e}");
         }
-        Ok(())
+        Ok(moved)
     }
 
-    /// Moves them back to a proc that could not be removed; none are no error.
-    pub fn give_back(&self, name: &str, proc_dir: &Path) -> io::Result<()> {
+    /// Moves back what was moved here just now, to a proc that could not be removed. The logs of earlier procs of that name
+    /// stay.
+    pub fn give_back(&self, name: &str, proc_dir: &Path, moved: &Moved) -> io::Result<()> {
         let _changing = self.changing();
         let from = self.folder.join(name);
-        for file in FILES {
-            // What the proc has there is newer.
-            if !proc_dir.join(file).exists() {
-                rename_if_there(&from.join(file), &proc_dir.join(file))?;
+        for (file, kept_as) in &moved.files {
+            // What the proc has there is newer, and what is gone was too much to keep.
+            let there = from.join(kept_as);
+            if !proc_dir.join(file).exists() && there.exists() {
+                move_file(&there, &proc_dir.join(file))?;
             }
+        }
+        if moved.made_room {
+            rename_if_there(&from.join("log.1"), &from.join("log"))?;
         }
         // Not if something is left in it.
         let _ = fs::remove_dir(&from);
@@ -182,11 +203,32 @@ struct Entry {
     bytes: u64,
 }
 
-fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
+/// Whether there was something to rename.
+fn rename_if_there(from: &Path, to: &Path) -> io::Result<bool> {
     match fs::rename(from, to) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        done => done,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        done => done.map(|()| true),
     }
+}
+
+/// Moves a file, also to another file system, such as one that an operator has mounted for logs.
+fn move_file(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {}
+        done => return done,
+    }
+    let no_follow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0);
+    let mut source = fs::OpenOptions::new().read(true).custom_flags(no_follow).open(from)?;
+    let folder = to.parent().unwrap_or(Path::new("."));
+    // One that is not whole, as on a full disk, goes away again.
+    let mut aside = tempfile::Builder::new()
+        .prefix(".new-")
+        .permissions(source.metadata()?.permissions())
+        .tempfile_in(folder)?;
+    io::copy(&mut source, &mut aside)?;
+    aside.as_file().sync_all()?;
+    aside.persist(to).map_err(|e| e.error)?;
+    fs::remove_file(from)
 }
 
 fn set_time(folder: &Path) -> io::Result<()> {
@@ -279,13 +321,58 @@ mod tests {
     fn a_proc_that_stays_gets_its_log_back() {
         let host = Host::new(7);
         let dir = host.proc(NAME, &[("log", "one"), ("log.1", "zero")]);
-        host.kept.keep(NAME, &dir).unwrap();
+        let moved = host.kept.keep(NAME, &dir).unwrap();
         assert!(!dir.join("log").exists());
-        host.kept.give_back(NAME, &dir).unwrap();
+        host.kept.give_back(NAME, &dir, &moved).unwrap();
         let text = |file: &str| fs::read_to_string(dir.join(file)).unwrap();
         assert_eq!((text("log"), text("log.1")), ("one".into(), "zero".into()));
         assert!(host.names().is_empty());
-        host.kept.give_back(NAME, &dir).unwrap();
+        host.kept.give_back(NAME, &dir, &moved).unwrap();
+    }
+
+    #[test]
+    fn the_log_of_an_earlier_proc_of_that_name_is_not_given_back() {
+        let host = Host::new(7);
+        host.delete(NAME, &[("log", "of the one before")]);
+        // It said nothing, or something, or that was just moved on.
+        for own in [&[][..], &[("log", "own")], &[("log", ""), ("log.1", "own")]] {
+            let dir = host.proc(NAME, own);
+            let moved = host.kept.keep(NAME, &dir).unwrap();
+            host.kept.give_back(NAME, &dir, &moved).unwrap();
+            for file in FILES {
+                let before = own.iter().find(|(name, _)| *name == file).map(|(_, text)| (*text).to_owned());
+                assert_eq!(fs::read_to_string(dir.join(file)).ok(), before, "{file} of {own:?}");
+            }
+            assert_eq!((host.text("log"), host.text("log.1")), ("of the one before".into(), String::new()));
+            fs::remove_dir_all(dir).unwrap();
+        }
+    }
+
+    #[test]
+    fn logs_are_kept_on_another_file_system_too() {
+        use std::os::unix::fs::MetadataExt;
+
+        let mut host = Host::new(7);
+        let device = |path: &Path| fs::metadata(path).map_or(0, |found| found.dev());
+        let Some(other) = tempfile::tempdir_in("/dev/shm")
+            .ok()
+            .filter(|other| device(other.path()) != device(host.dir.path()))
+        else {
+            eprintln!("skipped: there is no second file system at /dev/shm");
+            return;
+        };
+        host.kept = KeptLogs::new(other.path().join("logs"), 7);
+        let dir = host.proc(NAME, &[("log", "one"), ("log.1", "zero")]);
+        fs::set_permissions(dir.join("log"), fs::Permissions::from_mode(0o640)).unwrap();
+        let moved = host.kept.keep(NAME, &dir).unwrap();
+        assert!(!dir.join("log").exists() && !dir.join("log.1").exists());
+        let log = host.kept.find(NAME).unwrap();
+        assert_eq!(fs::read_to_string(&log).unwrap(), "one");
+        assert_eq!(fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(host.kept.list().unwrap()[0].bytes, 7);
+        host.kept.give_back(NAME, &dir, &moved).unwrap();
+        assert_eq!(fs::read_to_string(dir.join("log")).unwrap(), "one");
+        assert_eq!(fs::read_dir(other.path().join("logs")).unwrap().count(), 0);
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub mod listener;
 pub mod logs;
 pub mod machine;
 pub mod own_names;
+pub mod places;
 pub mod process;
 pub mod publisher;
 pub mod record;

@@ -125,6 +125,11 @@ pub fn signal_descendant(pid: u32, ancestor: u32, signal: Signal) -> io::Result<
     Ok(false)
 }
 
+/// When a process was started, in clock ticks since boot; none when there is no such process.
+pub fn start_ticks(pid: u32) -> Option<u64> {
+    stat(pid).ok().map(|stat| stat.start_ticks)
+}
+
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
         || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())

@@ -9,7 +9,7 @@ use axum::Router;
 use futures_util::future::join_all;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 use vr_common::lock::{FileLock, LockError};
@@ -20,12 +20,13 @@ use crate::clean_up::{self, CleanUps};
 use crate::error::ServeError;
 use crate::host::{Host, Options};
 use crate::listener::{Folder, Listener};
+use crate::places::Places;
 use crate::service_manager::{self, READY, STOPPING};
 use crate::settings::{self, Settings};
 use crate::tls::Tls;
 use crate::{api, connection, files, own_names, publisher, rpc, streams};
 
-/// How many connections of one address are served at once; more wait to be accepted.
+/// How many connections of one address are served at once.
 const CONNECTIONS: usize = 256;
 /// How long requests in progress may take when the agent ends.
 const GOODBYE_DEADLINE: Duration = Duration::from_secs(2);
@@ -253,10 +254,8 @@ fn say_who_may_call(settings: &Settings, addresses: &[ListenAddress]) {
 
 /// Takes connections, and never ends.
 async fn accept(entrance: &Entrance, graceful: &GracefulShutdown) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Places::new(CONNECTIONS);
     loop {
-        // The semaphore is never closed.
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         let stream = match entrance.listener.accept().await {
             Ok(stream) => stream,
             Err(e) => {
@@ -266,12 +265,10 @@ async fn accept(entrance: &Entrance, graceful: &GracefulShutdown) {
                 continue;
             }
         };
+        let Some(place) = places.take().await else { return };
         let (tls, router) = (entrance.tls.clone(), entrance.router.clone());
-        let connection = connection::serve(stream, tls, router, graceful.watcher());
-        tokio::spawn(async move {
-            connection.await;
-            drop(permit);
-        });
+        let connection = connection::serve(stream, place.caller(), tls, router, graceful.watcher());
+        tokio::spawn(place.serve(connection));
     }
 }
 

@@ -2,9 +2,7 @@
 //!
 //! Knows nothing of what is served over it.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,6 +15,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
 use tracing::{error, info};
+
+use crate::files::{self, Stamp};
 
 /// How often the files are looked at, at most; nobody looks while nobody connects.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -120,12 +120,7 @@ impl TlsFiles {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    let read = || {
-        let mut bytes = Vec::new();
-        io::Read::read_to_end(&mut io::Read::take(fs::File::open(path)?, FILE_LIMIT), &mut bytes)?;
-        Ok(bytes)
-    };
-    read().map_err(|source| TlsError::Read { path: path.to_owned(), source })
+    files::read(path, FILE_LIMIT).map_err(|source| TlsError::Read { path: path.to_owned(), source })
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -144,17 +139,6 @@ fn pem_error(path: &Path, expected: &'static str, source: pem::Error) -> TlsErro
 
 fn authority_error(path: &Path, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> TlsError {
     TlsError::Authority { path: path.to_owned(), source: source.into() }
-}
-
-/// A file as it was when it was looked at: device, inode, size, and when it was written, with nanoseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp(u64, u64, u64, i64, i64);
-
-impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
-        let found = fs::metadata(path).ok()?;
-        Some(Self(found.dev(), found.ino(), found.size(), found.mtime(), found.mtime_nsec()))
-    }
 }
 
 /// TLS as it is now. Files that have changed are read again when somebody connects; while they cannot be used, what was
@@ -227,6 +211,8 @@ impl Tls {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     struct Pair {
@@ -272,6 +258,13 @@ mod tests {
         fs::write(dir.path().join("ca.pem"), "hello").unwrap();
         let said = vr_common::exit::chain(&files.read().unwrap_err());
         assert!(said.ends_with("ca.pem holds no usable certificate in PEM"), "{said}");
+
+        // Authorities beyond the limit must not be left out in silence.
+        let mut many = good.certificate.clone();
+        many.extend(std::iter::repeat_n('\n', usize::try_from(FILE_LIMIT).unwrap()));
+        fs::write(dir.path().join("ca.pem"), many + &good.certificate).unwrap();
+        let said = vr_common::exit::chain(&files.read().unwrap_err());
+        assert!(said.ends_with("ca.pem: it is longer than 4194304 bytes"), "{said}");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tracing::warn;
 use vr_common::host_api::Usage;
 
 use crate::document::Snapshot;
-use crate::files;
+use crate::{files, process};
 
 /// How old what is told may be.
 const FRESH: Duration = Duration::from_secs(5);
@@ -46,7 +46,7 @@ struct Look {
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Measured {
     /// Which run of it; a proc that was started again begins anew.
-    vrun_pid: u32,
+    run: Run,
     cpu_seconds: f64,
     cpu_percent: Option<f64>,
     memory_bytes: u64,
@@ -61,10 +61,8 @@ impl Meter {
         // Whoever asks meanwhile waits for the same answer.
         let mut last = self.last.lock().await;
         if last.as_ref().is_none_or(|look| look.at.elapsed() >= FRESH) {
-            let runs: Vec<_> = procs
-                .iter()
-                .map(|(name, shown)| (name.clone(), Run { vrun_pid: shown.vrun_pid, pid: shown.pid }))
-                .collect();
+            let runs: Vec<_> =
+                procs.iter().map(|(name, shown)| (name.clone(), Run::of(shown), shown.pid)).collect();
             let before = last.clone();
             let at = Instant::now();
             let look = tokio::task::spawn_blocking(move || {
@@ -82,8 +80,7 @@ impl Meter {
         let usage = procs.into_iter().filter_map(|(name, shown)| {
             let found = measured.get(&name)?;
             // What is down or runs anew since then uses nothing that we know of.
-            let current = found.vrun_pid == shown.vrun_pid;
-            let found = if current { found } else { &Measured::default() };
+            let found = if found.run == Run::of(&shown) { found } else { &Measured::default() };
             let usage = Usage {
                 cpu_seconds: found.cpu_seconds,
                 cpu_percent: found.cpu_percent,
@@ -98,24 +95,31 @@ impl Meter {
     }
 }
 
-/// The processes by which a proc is found; 0 for none.
-#[derive(Debug, Clone, Copy)]
+/// The vrun of a run; zeros for none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Run {
     vrun_pid: u32,
-    /// The app, or vrun again if that is not known yet.
-    pid: u32,
+    /// When that was started, in ticks since boot.
+    vrun_ticks: u64,
 }
 
-fn look(runs: &[(String, Run)], before: Option<&Look>, at: Instant) -> BTreeMap<String, Measured> {
+impl Run {
+    fn of(shown: &Snapshot) -> Self {
+        Self { vrun_pid: shown.vrun_pid, vrun_ticks: shown.vrun_ticks }
+    }
+}
+
+/// Looks at runs and their apps, which are their vruns as long as nothing else is known.
+fn look(runs: &[(String, Run, u32)], before: Option<&Look>, at: Instant) -> BTreeMap<String, Measured> {
     let groups = Groups::parse(&read(Path::new("/proc/self/mountinfo")).unwrap_or_default());
     let processes = OnceCell::new();
     let processes = || processes.get_or_init(Processes::list);
     let mut all = BTreeMap::new();
-    for (name, run) in runs {
-        let mut measured = measure(*run, &groups, &processes);
+    for (name, run, app) in runs {
+        let mut measured = measure(*run, *app, &groups, &processes);
         let earlier = before.and_then(|look| Some((look.at, look.measured.get(name)?)));
         measured.cpu_percent = earlier
-            .filter(|(_, earlier)| earlier.vrun_pid == run.vrun_pid && run.vrun_pid != 0)
+            .filter(|(_, earlier)| earlier.run == *run && run.vrun_pid != 0)
             .map(|(then, earlier)| percent(measured.cpu_seconds - earlier.cpu_seconds, at - then));
         all.insert(name.clone(), measured);
     }
@@ -127,16 +131,16 @@ fn percent(cpu_seconds: f64, of: Duration) -> f64 {
     (percent * 10.0).round() / 10.0
 }
 
-fn measure<'p>(run: Run, groups: &Groups, processes: &impl Fn() -> &'p Processes) -> Measured {
-    let mut measured = Measured { vrun_pid: run.vrun_pid, ..Measured::default() };
+fn measure<'p>(run: Run, app: u32, groups: &Groups, processes: &impl Fn() -> &'p Processes) -> Measured {
+    let mut measured = Measured { run, ..Measured::default() };
     if run.vrun_pid == 0 {
         measured.processes = Some(0);
         return measured;
     }
-    if run.pid == run.vrun_pid {
+    if app == run.vrun_pid {
         return measured;
     }
-    let memberships = read(Path::new(&format!("/proc/{}/cgroup", run.pid))).unwrap_or_default();
+    let memberships = read(Path::new(&format!("/proc/{app}/cgroup"))).unwrap_or_default();
     let memory = groups.find(&memberships, "memory").and_then(|group| {
         measured.oom_kills = group.oom_kills();
         group.memory()
@@ -144,12 +148,16 @@ fn measure<'p>(run: Run, groups: &Groups, processes: &impl Fn() -> &'p Processes
     let cpu = groups.find(&memberships, "cpuacct").and_then(|group| group.cpu_seconds());
     // Without a group that counts it, the processes are looked at, all of them at once.
     let tree = OnceCell::new();
-    let tree = || tree.get_or_init(|| processes().of(run));
+    let tree = || tree.get_or_init(|| processes().of(run.vrun_pid, app));
     measured.memory_bytes = memory.unwrap_or_else(|| tree().memory_bytes);
     measured.cpu_seconds = cpu.unwrap_or_else(|| tree().cpu_seconds);
     let counted = groups.find(&memberships, "pids").and_then(|group| group.processes());
     measured.processes = counted.or_else(|| Some(tree().processes));
-    measured
+    // Looked at last: the numbers may have been other processes' by then.
+    match process::start_ticks(run.vrun_pid) == Some(run.vrun_ticks) {
+        true => measured,
+        false => Measured { run, ..Measured::default() },
+    }
 }
 
 /// The mounted hierarchies of control groups.
@@ -350,10 +358,9 @@ impl Processes {
 
     /// All processes of a proc's container but its init, which is ours. The init is the app's parent, and takes in all whose
     /// own parents are gone.
-    fn of(&self, run: Run) -> Tree {
-        let Some(app) = self.get(run.pid) else { return Tree::default() };
-        let init =
-            self.get(app.parent).filter(|init| init.pid == run.vrun_pid || init.parent == run.vrun_pid);
+    fn of(&self, vrun: u32, app: u32) -> Tree {
+        let Some(app) = self.get(app) else { return Tree::default() };
+        let init = self.get(app.parent).filter(|init| init.pid == vrun || init.parent == vrun);
         let (first, mut ticks) = match init {
             Some(init) => (self.children(init.pid).to_vec(), init.children_ticks),
             // Made by another program, which may have other children.
@@ -450,11 +457,11 @@ mod tests {
             // Somebody else's.
             process(60, 1, 100, 0),
         ]);
-        let tree = processes.of(Run { vrun_pid: 50, pid: 52 });
+        let tree = processes.of(50, 52);
         assert_eq!(tree, Tree { cpu_seconds: 1.45, memory_bytes: 30, processes: 3 });
-        assert_eq!(processes.of(Run { vrun_pid: 50, pid: 99 }), Tree::default());
+        assert_eq!(processes.of(50, 99), Tree::default());
         // Not a child of ours: only what is below the app.
-        assert_eq!(processes.of(Run { vrun_pid: 40, pid: 52 }).processes, 2);
+        assert_eq!(processes.of(40, 52).processes, 2);
     }
 
     #[test]
@@ -480,15 +487,23 @@ mod tests {
             state: ProcState::Running,
             pid: child.id(),
             vrun_pid: std::process::id(),
+            vrun_ticks: process::start_ticks(std::process::id()).unwrap(),
             restarts: 3,
             ooms: 1,
             ..Snapshot::unknown()
         };
         let meter = Meter::default();
-        let procs = vec![("up".to_owned(), shown), ("down".to_owned(), Snapshot::unknown())];
+        // Somebody else's by now; and, a moment later, the same number for another run.
+        let other = Snapshot { vrun_ticks: 7, ..shown.clone() };
+        let procs = [("up", &shown), ("gone", &other), ("down", &Snapshot::unknown())];
+        let procs = procs.map(|(name, shown)| (name.to_owned(), shown.clone())).to_vec();
         let usage = meter.usage(procs.clone()).await;
+        let anew = meter.usage(vec![("up".to_owned(), other)]).await;
         child.kill().unwrap();
         child.wait().unwrap();
+        for (which, found) in [("gone", &usage["gone"]), ("started anew", &anew["up"])] {
+            assert_eq!((found.memory_bytes, found.cpu_percent, found.restarts), (0, None, 3), "{which}");
+        }
         let up = &usage["up"];
         assert!(up.memory_bytes > 0 && up.processes > Some(0), "{up:?}");
         assert_eq!((up.restarts, up.ooms, up.cpu_percent), (3, 1, None));

@@ -18,10 +18,12 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+use vr_agent::address::AgentAddress;
 use vr_common::host_api::{
     CgroupVersion, CleanUpReport, Deleted, DeployRequest, Hello, HostInfo, KeptLogs, ProcChange,
     ProcDocument, ProcList, ProcState,
 };
+use vr_common::supervisor::SupervisorClient;
 
 /// One message of a stream of events.
 #[derive(Debug, Clone)]
@@ -99,6 +101,71 @@ async fn deploy(host: &TestHost, port: u16, more: &str) -> Result<ProcDocument, 
     let yaml = proc_yaml(more).replace("port: 5001", &format!("port: {port}"));
     let request = DeployRequest { proc_yaml: yaml };
     answer(host.request(Method::PUT, &format!("procs/{}", name(port))).json(&request)).await
+}
+
+/// As an operator does by hand: `supervisorctl add` and `remove`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proc_that_is_added_is_told_as_a_new_one_and_one_that_was_there_is_not() {
+    let more = ["--supervisor-listen", "127.0.0.1:0"].map(str::to_owned);
+    let mut host = host_with(Vrun::StandIn, &more, folder()).await;
+    let call = |host: &TestHost, method: &str| {
+        let said = AgentAddress::load(&host.path("address")).unwrap();
+        let url = format!("http://{}", said.supervisor[0]);
+        tokio::task::block_in_place(|| {
+            let client = SupervisorClient::with_timeout(&url, None, PATIENCE).unwrap();
+            client.call(&format!("supervisor.{method}"), &[NAME.into()]).unwrap();
+        });
+    };
+    async fn told(stream: &mut Stream, last: &str) -> Vec<String> {
+        let mut told = Vec::new();
+        while told.last().is_none_or(|event| event != last) {
+            told.push(stream.message().await.event);
+        }
+        told
+    }
+    let mut stream = Stream::open(&host, None).await;
+    assert_eq!(stream.message().await.hello().procs, Some(Vec::new()));
+    fs::create_dir_all(host.proc_dir()).unwrap();
+    fs::write(host.proc_dir().join("proc.yaml"), proc_yaml("cmd: sleep 98765")).unwrap();
+    for _ in 0..2 {
+        call(&host, "addProcessGroup");
+        let up = ["PROCESS_GROUP_ADDED", "PROCESS_STATE_STARTING", "PROCESS_STATE_RUNNING"];
+        assert_eq!(told(&mut stream, "PROCESS_STATE_RUNNING").await, up);
+        call(&host, "stopProcess");
+        call(&host, "removeProcessGroup");
+        let down = ["PROCESS_STATE_STOPPING", "PROCESS_STATE_STOPPED", "PROCESS_GROUP_REMOVED"];
+        assert_eq!(told(&mut stream, "PROCESS_GROUP_REMOVED").await, down);
+    }
+    host.end_agent(Signal::TERM);
+    host.start_agent().await;
+    let mut stream = Stream::open(&host, None).await;
+    assert_eq!(stream.message().await.hello().procs.unwrap().len(), 1);
+    call(&host, "startProcess");
+    let up = ["PROCESS_STATE_STARTING", "PROCESS_STATE_RUNNING"];
+    assert_eq!(told(&mut stream, "PROCESS_STATE_RUNNING").await, up);
+}
+
+#[tokio::test]
+async fn a_crowd_without_a_token_keeps_nobody_out() {
+    let host = host(Vrun::StandIn).await;
+    let mut stream = Stream::open(&host, None).await;
+    stream.message().await.hello();
+    // More than there are places, and none of them says a word.
+    let mut crowd = Vec::new();
+    for _ in 0..300 {
+        crowd.push(TcpStream::connect(host.address()).await.unwrap());
+    }
+    let begun = Instant::now();
+    deploy(&host, 5001, "cmd: sleep 98765").await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert_eq!(stream.message().await.event, "PROCESS_GROUP_ADDED", "who may call is not cut off");
+    // The first ones had to go, the last ones may still want to say something.
+    let mut byte = [0];
+    assert_eq!(crowd[0].read(&mut byte).await.unwrap_or(0), 0);
+    let mut last = crowd.pop().unwrap();
+    let request = format!("GET /v1/info HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n");
+    last.write_all(request.as_bytes()).await.unwrap();
+    last.read_exact(&mut byte).await.unwrap();
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use vr_common::secret::Secret;
 
 use super::refusal::refuse;
 use crate::connection::ShownCertificate;
+use crate::places::Caller;
 
 /// What callers have to know or show.
 #[derive(Debug)]
@@ -46,14 +47,14 @@ impl Access {
 /// Lets a request pass or answers it.
 pub async fn check(State(door): State<Door>, request: Request, next: Next) -> Response {
     if request.extensions().get::<ShownCertificate>().is_some() {
-        return next.run(request).await;
+        return pass(request, next).await;
     }
     let Some(token) = door.access.token() else {
         return match door.is_open {
             true if is_from_a_page(request.headers()) => {
                 refuse(StatusCode::FORBIDDEN, "web pages may not call; use a token")
             }
-            true => next.run(request).await,
+            true => pass(request, next).await,
             false => refuse(StatusCode::UNAUTHORIZED, "a client certificate is needed"),
         };
     };
@@ -64,7 +65,7 @@ pub async fn check(State(door): State<Door>, request: Request, next: Next) -> Re
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "))
         .map(|(_, token)| token);
     if given.is_some_and(|given| token.is(given)) {
-        return next.run(request).await;
+        return pass(request, next).await;
     }
     let text = match given {
         Some(_) => "the token is wrong",
@@ -73,6 +74,13 @@ pub async fn check(State(door): State<Door>, request: Request, next: Next) -> Re
     let mut response = refuse(StatusCode::UNAUTHORIZED, text);
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
+}
+
+async fn pass(request: Request, next: Next) -> Response {
+    if let Some(caller) = request.extensions().get::<Caller>() {
+        caller.keep_place();
+    }
+    next.run(request).await
 }
 
 /// Whether a browser sends this for a web page. It would for any page that somebody of this machine looks at.

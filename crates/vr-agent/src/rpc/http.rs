@@ -24,6 +24,7 @@ use super::logs;
 use super::procs::find_process;
 use crate::host::Host;
 use crate::logs::Follower;
+use crate::places::Caller;
 
 /// How long a request's body may take to arrive.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
@@ -72,6 +73,9 @@ async fn check(State(server): State<Server>, request: Request, next: Next) -> Re
     // on this host can stop procs, also where no password is needed.
     if request.headers().contains_key(header::ORIGIN) {
         return refuse(StatusCode::FORBIDDEN, "web pages may not call this interface");
+    }
+    if let Some(caller) = request.extensions().get::<Caller>() {
+        caller.keep_place();
     }
     next.run(request).await
 }

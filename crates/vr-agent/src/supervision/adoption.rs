@@ -27,7 +27,6 @@ impl Supervision {
         let exists = self.files.proc_yaml().exists();
         let mut rules = Rules::default();
         if exists {
-            self.told = Some(ProcState::Unknown);
             self.note_loaded(Stamp::of(&self.files.proc_yaml()));
             match ProcData::load(&self.files.proc_yaml()) {
                 Ok(data) => rules = Rules::of(&data),
@@ -54,6 +53,12 @@ impl Supervision {
         if exists && self.adopt() && !recorded {
             // Nobody said that it should not run.
             self.record.desired = Desired::Running;
+        }
+        if exists && self.is_known {
+            // Whatever it is: it may have been something else before.
+            self.told = Some(ProcState::Unknown);
+        } else if exists {
+            self.announce();
         }
     }
 

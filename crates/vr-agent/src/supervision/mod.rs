@@ -141,6 +141,9 @@ pub struct Supervision {
     shown: watch::Sender<Snapshot>,
     /// The state that was told last; none as long as nobody was told of the proc.
     told: Option<ProcState>,
+    /// Whether somebody may know of the proc already: it was there before the first reader, or before a supervision
+    /// that broke.
+    is_known: bool,
     give_up: watch::Sender<GiveUps>,
     loaded: Arc<Mutex<Option<Stamp>>>,
     /// Whether a wish in `record` is not on disk.
@@ -162,8 +165,12 @@ enum Happening {
 }
 
 impl Supervision {
-    /// Of the proc `name`, which may exist or not.
-    pub fn new(name: &str, around: Arc<Surroundings>) -> (Box<Self>, Handle, mpsc::Receiver<Box<Command>>) {
+    /// Of the proc `name`, which may exist or not. If it does and nobody knows of it, it is told that there is a new one.
+    pub fn new(
+        name: &str,
+        is_known: bool,
+        around: Arc<Surroundings>,
+    ) -> (Box<Self>, Handle, mpsc::Receiver<Box<Command>>) {
         let (commands, received) = mpsc::channel(COMMANDS);
         let (shown, watched) = watch::channel(Snapshot::unknown());
         let (give_up, _) = watch::channel(GiveUps::default());
@@ -188,6 +195,7 @@ impl Supervision {
             end_error: String::new(),
             shown,
             told: None,
+            is_known,
             give_up: give_up.clone(),
             loaded: Arc::clone(&loaded),
             unwritten: false,
@@ -327,7 +335,8 @@ mod tests {
             changes: Changes::new("h", VrRoot::new("/nowhere")),
             kept_logs: KeptLogs::new(PathBuf::new(), 0),
         };
-        let (supervision, _, commands) = Supervision::new("demo-v1-prod-abcd1234-web-5001", Arc::new(around));
+        let (supervision, _, commands) =
+            Supervision::new("demo-v1-prod-abcd1234-web-5001", false, Arc::new(around));
         // Hundreds of these are there at once, for as long as the agent.
         let size = size_of::<Supervision>() + size_of_val(&supervision.run(commands));
         assert!(size < 2048, "{size} bytes");

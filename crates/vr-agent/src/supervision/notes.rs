@@ -72,6 +72,7 @@ impl Supervision {
             state,
             pid: self.run.as_ref().map_or(0, |run| run.app_pid.unwrap_or(run.process.pid())),
             vrun_pid: self.run.as_ref().map_or(0, |run| run.process.pid()),
+            vrun_ticks: self.run.as_ref().map_or(0, |run| run.process.start_ticks()),
             started_at: self.started_at,
             ended_at: self.ended_at,
             exit_status: self.exit_status,
@@ -96,6 +97,14 @@ impl Supervision {
     pub(super) fn show_setting_up(&mut self) {
         let snapshot = Snapshot { setting_up: true, ..self.snapshot() };
         self.show(snapshot);
+    }
+
+    /// Tells that there is a new proc.
+    pub(super) fn announce(&mut self) {
+        let snapshot = self.snapshot();
+        self.told = Some(snapshot.state);
+        self.show(snapshot.clone());
+        self.around.changes.publish(ChangeKind::Added, &self.name, snapshot);
     }
 
     /// Tells of a state that the proc is no longer in.

@@ -10,6 +10,7 @@ use vr_common::proc_data::ProcData;
 use super::{LOOK_AGAIN_SLOWLY, Supervision, blocking, failed};
 use crate::error::AgentError;
 use crate::files;
+use crate::kept::Moved;
 use crate::record::Desired;
 use crate::vrun::{self, CallError};
 
@@ -32,7 +33,7 @@ impl Supervision {
 
     /// Removes the proc, which is down; whether it is gone.
     pub(super) async fn remove(&mut self) -> bool {
-        self.keep_logs().await;
+        let moved = self.keep_logs().await;
         match self.tear_down().await {
             Ok(()) => {
                 info!(proc = &*self.name, "deleted");
@@ -40,7 +41,7 @@ impl Supervision {
             }
             Err(e) => {
                 warn!(proc = &*self.name, "{}", vr_common::exit::chain(&e));
-                self.give_logs_back().await;
+                self.give_logs_back(moved).await;
                 if let Some((reply, why)) = self.undone.take() {
                     let _ = reply.send(Err(why));
                 }
@@ -62,16 +63,17 @@ impl Supervision {
         }
     }
 
-    async fn keep_logs(&self) {
+    async fn keep_logs(&self) -> Moved {
         let (around, name, dir) = (self.around.clone(), self.name.clone(), self.files.dir.clone());
-        if let Err(e) = blocking(move || around.kept_logs.keep(&name, &dir)).await {
+        blocking(move || around.kept_logs.keep(&name, &dir)).await.unwrap_or_else(|e| {
             warn!(proc = &*self.name, "its log cannot be kept: {e}");
-        }
+            Moved::default()
+        })
     }
 
-    async fn give_logs_back(&self) {
+    async fn give_logs_back(&self, moved: Moved) {
         let (around, name, dir) = (self.around.clone(), self.name.clone(), self.files.dir.clone());
-        if let Err(e) = blocking(move || around.kept_logs.give_back(&name, &dir)).await {
+        if let Err(e) = blocking(move || around.kept_logs.give_back(&name, &dir, &moved)).await {
             warn!(proc = &*self.name, "its log cannot be moved back: {e}");
         }
     }

@@ -5,11 +5,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
-use vr_common::host_api::ProcState;
 use vr_common::proc_data::ProcData;
 
 use super::{LOOK_AGAIN, Reply, Supervision, blocking, failed};
-use crate::changes::ChangeKind;
 use crate::error::AgentError;
 use crate::files::{self, Stamp};
 use crate::machine::{Machine, Rules};
@@ -37,9 +35,7 @@ impl Supervision {
         .map_err(failed("write", &path))?;
         self.note_loaded(stamp);
         if self.told.is_none() {
-            self.told = Some(ProcState::Stopped);
-            self.show_setting_up();
-            self.around.changes.publish(ChangeKind::Added, &self.name, self.shown.borrow().clone());
+            self.announce();
         }
         Ok(())
     }

@@ -14,7 +14,8 @@ const PREFIX: &str = "scratch-";
 /// Held while scratch folders are made and cleared away, so that a new one is never taken for a left one.
 const LOCK: &str = ".scratch.lock";
 
-/// Removes itself when dropped; what a killed command left is removed by the next one.
+/// Removes itself when dropped; what a killed command left is removed by the next one, once its container is gone as well:
+/// that one's first process holds the lock, too.
 #[derive(Debug)]
 pub(super) struct Scratch {
     folder: PathBuf,

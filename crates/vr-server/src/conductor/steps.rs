@@ -524,27 +524,28 @@ impl Conductor {
         nodes: &[Node],
     ) -> Result<(), BalancerError> {
         let mut waits = Vec::new();
-        for pool in balancer.list_pools().await? {
-            let there = balancer.get_nodes(&pool).await?;
+        for (pool, there) in balancer.pools_with_nodes().await? {
             let leaving: Vec<Node> = nodes.iter().filter(|node| there.contains(node)).cloned().collect();
             if !leaving.is_empty() {
                 balancer.delete_nodes(&pool, &leaving, None).await?;
             }
+            let grace = balancer.grace_period(&pool).unwrap_or(self.settings.grace);
             waits.push(async move {
-                let reports = balancer.wait_drained(&pool, nodes, self.settings.grace).await?;
+                let reports = balancer.wait_drained(&pool, nodes, grace).await?;
                 if !leaving.is_empty() {
                     balancer.delete_pool_if_empty(&pool).await?;
                 }
-                Ok::<_, BalancerError>(reports)
+                Ok::<_, BalancerError>((grace, reports))
             });
         }
-        for reports in join_all(waits).await {
-            for report in reports?.iter().filter(|report| report.open > 0) {
+        for waited in join_all(waits).await {
+            let (grace, reports) = waited?;
+            for report in reports.iter().filter(|report| report.open > 0) {
                 let message = format!(
                     "{} still answers {} requests after {} s and is stopped now",
                     report.node,
                     report.open,
-                    self.settings.grace.as_secs()
+                    grace.as_secs()
                 );
                 let news = News::new(report.node.to_string(), message, &["swarm", "warning"]);
                 self.events.tell(news.with("swarm_id", dispatch_id)).await;

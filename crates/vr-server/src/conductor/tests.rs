@@ -3,9 +3,9 @@
 use std::sync::Mutex;
 
 use async_trait::async_trait;
-use vr_balancer::DummyBalancer;
+use vr_balancer::{DrainReport, DummyBalancer};
 use vr_common::host_api::UptestResult;
-use vr_common::names::PoolName;
+use vr_common::names::{Node, PoolName};
 
 use super::*;
 use crate::hosts::HostDriver;
@@ -90,7 +90,10 @@ impl World {
     }
 
     fn conductor(&self) -> Conductor {
-        let balancer: Arc<dyn Balancer> = self.balancer.clone();
+        self.conductor_with(self.balancer.clone())
+    }
+
+    fn conductor_with(&self, balancer: Arc<dyn Balancer>) -> Conductor {
         let settings = Settings {
             poll: Duration::from_millis(10),
             grace: Duration::from_millis(100),
@@ -296,6 +299,83 @@ async fn a_smaller_size_takes_surplus_procs_away_and_none_empties_the_pool() {
     world.store.execute_for_tests("UPDATE swarms SET size = 0").await;
     world.dispatch("v1").await;
     assert_eq!((world.names().len(), world.nodes().await.len()), (0, 0));
+    assert!(world.balancer.list_pools().await.unwrap().is_empty());
+}
+
+/// One whose settings have something to say about the pool `slow`, and on whose nodes something is always open.
+struct Patient {
+    pools: Arc<DummyBalancer>,
+    waited: Mutex<Vec<(PoolName, Duration)>>,
+}
+
+#[async_trait]
+impl Balancer for Patient {
+    fn name(&self) -> &str {
+        self.pools.name()
+    }
+
+    async fn list_pools(&self) -> Result<Vec<PoolName>, BalancerError> {
+        self.pools.list_pools().await
+    }
+
+    async fn get_nodes(&self, pool: &PoolName) -> Result<Vec<Node>, BalancerError> {
+        self.pools.get_nodes(pool).await
+    }
+
+    async fn add_nodes(&self, pool: &PoolName, nodes: &[Node]) -> Result<(), BalancerError> {
+        self.pools.add_nodes(pool, nodes).await
+    }
+
+    async fn delete_nodes(
+        &self,
+        pool: &PoolName,
+        nodes: &[Node],
+        close_after_grace: Option<Duration>,
+    ) -> Result<(), BalancerError> {
+        self.pools.delete_nodes(pool, nodes, close_after_grace).await
+    }
+
+    async fn delete_pool(&self, pool: &PoolName) -> Result<(), BalancerError> {
+        self.pools.delete_pool(pool).await
+    }
+
+    async fn delete_pool_if_empty(&self, pool: &PoolName) -> Result<bool, BalancerError> {
+        self.pools.delete_pool_if_empty(pool).await
+    }
+
+    async fn wait_drained(
+        &self,
+        pool: &PoolName,
+        nodes: &[Node],
+        grace: Duration,
+    ) -> Result<Vec<DrainReport>, BalancerError> {
+        self.waited.lock().unwrap().push((pool.clone(), grace));
+        let report = |node: &Node| DrainReport { node: node.clone(), open: 2, in_pool: false };
+        Ok(nodes.iter().map(report).collect())
+    }
+
+    async fn pool_address(&self, pool: &PoolName) -> Result<Option<String>, BalancerError> {
+        self.pools.pool_address(pool).await
+    }
+
+    fn grace_period(&self, pool: &PoolName) -> Option<Duration> {
+        (pool.as_str() == "slow").then_some(Duration::from_secs(120))
+    }
+}
+
+#[tokio::test]
+async fn procs_are_waited_for_as_long_as_the_settings_of_their_pool_say() {
+    let world = World::new(&["a"], 0).await;
+    let (quick, slow): (PoolName, PoolName) = ("quick".parse().unwrap(), "slow".parse().unwrap());
+    for pool in [&quick, &slow] {
+        world.balancer.add_nodes(pool, &["a:5000".parse().unwrap()]).await.unwrap();
+    }
+    let patient = Arc::new(Patient { pools: world.balancer.clone(), waited: Mutex::default() });
+    let proc = ("a".to_owned(), "app-v1-prod-01234567-web-5000".to_owned());
+    let failures = world.conductor_with(patient.clone()).leave_pools("dispatch", &[proc]).await;
+    assert_eq!(failures, Vec::<String>::new());
+    let waited = patient.waited.lock().unwrap().clone();
+    assert_eq!(waited, [(quick, Duration::from_millis(100)), (slow, Duration::from_secs(120))]);
     assert!(world.balancer.list_pools().await.unwrap().is_empty());
 }
 

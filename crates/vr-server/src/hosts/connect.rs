@@ -403,31 +403,41 @@ impl HostLink {
         }
     }
 
+    /// Whether somebody said where and how it is talked to, so that there is nothing to find out.
+    fn is_said(&self) -> bool {
+        self.row.agent_url.is_some() || self.row.driver.as_deref() == Some(DriverKind::Supervisor.name())
+    }
+
     /// What a failure says of the driver itself.
     async fn judge<T>(&self, done: Result<T, HostError>) -> Result<T, HostError> {
-        let is_said =
-            self.row.agent_url.is_some() || self.row.driver.as_deref() == Some(DriverKind::Supervisor.name());
         match done {
             Err(HostError::Denied { .. }) => {
-                // The file may hold another token by now, and another certificate.
-                self.state.lock().await.driver = None;
+                let mut state = self.state.lock().await;
+                // The file may hold another token by now, and another certificate. Or the host has changed its ways.
+                state.driver = None;
+                self.doubt(&mut state);
                 done
             }
-            Err(HostError::Unreachable { host, source }) if !is_said => {
+            Err(HostError::Unreachable { host, source }) => {
                 let mut state = self.state.lock().await;
-                if state.probed.is_none_or(|probed| probed.elapsed() > PROBE_AGAIN)
-                    && let Some(this) = self.this.upgrade()
-                {
-                    state.probed = Some(Instant::now());
-                    // Nobody has to wait for that.
-                    tokio::spawn(async move { this.find_out_again().await });
-                }
+                self.doubt(&mut state);
                 Err(match &state.hint {
                     Some(hint) => HostError::unreachable(&host, format!("{}; {hint}", chain(&*source))),
                     None => HostError::Unreachable { host, source },
                 })
             }
             _ => done,
+        }
+    }
+
+    /// Has it found out again how the host is talked to, unless that was said or tried just now. Nobody has to wait for it.
+    fn doubt(&self, state: &mut State) {
+        if !self.is_said()
+            && state.probed.is_none_or(|probed| probed.elapsed() > PROBE_AGAIN)
+            && let Some(this) = self.this.upgrade()
+        {
+            state.probed = Some(Instant::now());
+            tokio::spawn(async move { this.find_out_again().await });
         }
     }
 
@@ -507,6 +517,11 @@ impl HostDriver for HostLink {
         Duration::from_secs(self.settings().supervisor.poll_seconds)
     }
 
+    fn clean_up_every(&self) -> Option<Duration> {
+        let seconds = self.settings().clean_up_seconds;
+        (seconds > 0).then(|| Duration::from_secs(seconds))
+    }
+
     async fn procs(&self) -> Result<Vec<ProcDocument>, HostError> {
         let done = self.driver().await?.procs().await;
         self.judge(done).await
@@ -548,7 +563,12 @@ impl HostDriver for HostLink {
     }
 
     async fn facts(&self) -> Result<HostInfo, HostError> {
-        let done = self.driver().await?.facts().await;
+        let driver = self.driver().await?;
+        let done = driver.facts().await;
+        if driver.kind() == Some(DriverKind::Supervisor) && self.supervisor.is_agent() {
+            // An agent that took the place of Supervisor takes its calls, too.
+            self.doubt(&mut *self.state.lock().await);
+        }
         self.judge(done).await
     }
 

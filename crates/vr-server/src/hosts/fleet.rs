@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use vr_common::exit::chain;
-use vr_common::host_api::{HostInfo, ProcChange, ProcDocument};
+use vr_common::host_api::{CleanUpReport, HostInfo, ProcChange, ProcDocument};
 
 use super::{DriverKind, HostDriver, HostError, News as HostNews, NewsStream};
 use crate::events::{EventLog, News};
@@ -37,7 +37,13 @@ const HOSTS: Duration = Duration::from_secs(2);
 /// The first and the longest pause before a host that failed is tried again.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 /// How long a host must have failed before that is an event: an agent that is replaced is gone for a moment.
-const WORTH_TELLING: Millis = 2_000;
+const WORTH_TELLING: Duration = Duration::from_secs(2);
+/// How long a host whose failure was told must have answered, without a failure, before it is told that it is back: one that
+/// comes and goes makes one event and not hundreds.
+const CALM: Duration = Duration::from_secs(5);
+/// How long after it was found a host is cleaned up for the first time, and how soon again after that failed; or sooner, if it
+/// is cleaned up more often.
+const FIRST_CLEAN_UP: Duration = Duration::from_secs(600);
 /// How many changes a reader may fall behind.
 const QUEUE: usize = 4096;
 /// For how long it is remembered when something was heard of a proc: longer than any list is under way.
@@ -65,8 +71,8 @@ pub struct HostView {
 pub struct FleetChange {
     /// What happened.
     pub change: Arc<ProcChange>,
-    /// Whether it came from Redis, where it must not be sent again.
-    pub from_redis: bool,
+    /// Whether Redis has it already, or gets it from the host itself: it must not be sent again.
+    pub on_redis: bool,
 }
 
 type MakeDriver = dyn Fn(&HostRow) -> Arc<dyn HostDriver> + Send + Sync;
@@ -100,12 +106,50 @@ struct Known {
     heard: HashMap<String, Instant>,
     /// Since when it fails, in whatever way.
     failing_since: Option<Millis>,
-    /// Whether that was told as an event.
-    told: bool,
+    outage: Outage,
     /// Whether it says by itself what happens: nobody else has to find that out then.
     says: bool,
     /// Whether Redis tells what happens there, as far as anybody can know: until a change is found that it did not tell.
     pushed: bool,
+    /// Whether the host itself tells Redis, as far as anybody can know: until it is listed anew by its agent, or until a change
+    /// is found that it did not tell.
+    publishes: bool,
+}
+
+/// What of a host's failures is an event.
+#[derive(Debug, Default)]
+struct Outage {
+    /// Since when it fails.
+    failing_since: Option<Instant>,
+    /// Since when it failed when that was told.
+    told: Option<Instant>,
+    /// Since when it answers again after that.
+    calm_since: Option<Instant>,
+}
+
+impl Outage {
+    /// It answered. Gives for how long it did not, if that is to be told now.
+    fn answered(&mut self, now: Instant) -> Option<Duration> {
+        self.failing_since = None;
+        let failed = self.told?;
+        let calm = *self.calm_since.get_or_insert(now);
+        if now - calm < CALM {
+            return None;
+        }
+        *self = Self::default();
+        Some(calm - failed)
+    }
+
+    /// It did not. Whether that is to be told now.
+    fn failed(&mut self, now: Instant) -> bool {
+        self.calm_since = None;
+        let since = *self.failing_since.get_or_insert(now);
+        let worth_telling = self.told.is_none() && now - since >= WORTH_TELLING;
+        if worth_telling {
+            self.told = Some(since);
+        }
+        worth_telling
+    }
 }
 
 impl fmt::Debug for Fleet {
@@ -148,23 +192,27 @@ impl Fleet {
         Arc::clone(&self.entry(host).driver)
     }
 
+    /// The host of a row, which may have been read some time ago: how a host is talked to is changed by [`Self::hosts`]
+    /// alone.
     fn entry(&self, row: &HostRow) -> Arc<Entry> {
-        let find = |hosts: &HashMap<String, Arc<Entry>>| {
-            hosts.get(&row.name).filter(|entry| entry.is_of(row)).map(Arc::clone)
-        };
-        if let Some(entry) = find(&self.0.hosts.read().unwrap_or_else(PoisonError::into_inner)) {
+        if let Some(entry) = self.entry_named(&row.name) {
             return entry;
         }
         let mut hosts = self.0.hosts.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = find(&hosts) {
-            return entry;
+        match hosts.get(&row.name) {
+            Some(entry) => Arc::clone(entry),
+            None => self.make_entry(row, &mut hosts),
         }
+    }
+
+    fn make_entry(&self, row: &HostRow, hosts: &mut HashMap<String, Arc<Entry>>) -> Arc<Entry> {
         let driver = (self.0.make)(row);
         // A host that is talked to in another way is the same host, but nobody listens to it yet in that way.
         let known = hosts.get(&row.name).map(|before| {
             // Its watcher is the wrong one now.
             self.hosts_changed();
-            Known { says: false, pushed: false, ..std::mem::take(&mut *before.lock()) }
+            let before = std::mem::take(&mut *before.lock());
+            Known { says: false, pushed: false, publishes: false, ..before }
         });
         let known = Mutex::new(known.unwrap_or_default());
         let entry = Arc::new(Entry { row: row.clone(), driver, known });
@@ -249,19 +297,27 @@ impl Fleet {
         }
     }
 
+    /// Notes that a host tells Redis itself what happens to its procs.
+    pub(super) fn note_publisher(&self, host: &str) {
+        if let Some(entry) = self.entry_named(host) {
+            entry.lock().publishes = true;
+        }
+    }
+
     /// Says whether changes come from Redis.
     pub(super) fn set_pushed(&self, pushed: bool) {
         self.0.pushed.store(pushed, Ordering::Relaxed);
     }
 
-    fn tell(&self, event: String, at: Millis, proc: ProcDocument, from_redis: bool) {
+    fn tell(&self, event: String, at: Millis, proc: ProcDocument, on_redis: bool) {
         let change = Arc::new(ProcChange { event, at, proc });
         // An error only says that nobody listens.
-        drop(self.0.changes.send(FleetChange { change, from_redis }));
+        drop(self.0.changes.send(FleetChange { change, on_redis }));
     }
 
     fn put(&self, entry: &Entry, proc: ProcDocument, from_redis: bool) {
         let mut known = entry.lock();
+        let on_redis = from_redis || known.publishes;
         known.heard.insert(full_name(&proc), Instant::now());
         let procs = Arc::make_mut(&mut known.view.procs);
         let before = match find(procs, &proc) {
@@ -275,7 +331,7 @@ impl Fleet {
         drop(known);
         // What was told already, by whichever way, is not told again.
         if news {
-            self.tell(state_event(&proc), time::now(), proc, from_redis);
+            self.tell(state_event(&proc), time::now(), proc, on_redis);
         }
     }
 
@@ -287,17 +343,17 @@ impl Fleet {
         // Also one that a list brings that is under way.
         let names = gone.iter().map(full_name).chain([format!("{group}:{group}")]);
         known.heard.extend(names.map(|name| (name, Instant::now())));
-        let says = known.says;
+        let (says, on_redis) = (known.says, from_redis || known.publishes);
         drop(known);
         for proc in gone.into_iter().filter(|_| !says) {
-            self.tell(REMOVED.to_owned(), time::now(), proc, from_redis);
+            self.tell(REMOVED.to_owned(), time::now(), proc, on_redis);
         }
     }
 
     /// Takes a list that was asked for at some time.
     fn take_list(&self, entry: &Entry, asked: Instant, mut list: Vec<ProcDocument>) {
         let mut known = entry.lock();
-        let Known { view, heard, says, pushed, .. } = &mut *known;
+        let Known { view, heard, says, pushed, publishes, .. } = &mut *known;
         heard.retain(|_, when| when.elapsed() < MEMORY);
         let since = |proc: &ProcDocument| heard.get(&full_name(proc)).is_some_and(|when| *when >= asked);
         // What was heard since then is newer, also that something is gone.
@@ -318,6 +374,7 @@ impl Fleet {
             }
         }
         *pushed &= news.is_empty();
+        *publishes &= news.is_empty();
         if *view.procs != list {
             view.procs = Arc::new(list);
         }
@@ -338,9 +395,8 @@ impl Fleet {
             known.view.unreachable_since = None;
             known.view.error = None;
             known.view.driver = entry.driver.kind();
-            let since = known.failing_since.take();
-            let told = std::mem::take(&mut known.told);
-            since.filter(|_| told).map(|since| now - since)
+            known.failing_since = None;
+            known.outage.answered(Instant::now())
         };
         if let Some(after) = back_after {
             let host = &entry.row.name;
@@ -359,9 +415,7 @@ impl Fleet {
             known.view.unreachable_since = error.is_unreachable().then_some(since);
             known.view.error = Some(text.clone());
             known.view.driver = entry.driver.kind().or(known.view.driver);
-            let worth = !known.told && now - since >= WORTH_TELLING;
-            known.told |= worth;
-            worth
+            known.outage.failed(Instant::now())
         };
         if worth_telling {
             self.0.events.tell(self.host_news(&entry.row.name, text, &["host", "failed"])).await;
@@ -380,18 +434,40 @@ impl Fleet {
         }
     }
 
-    /// The hosts of the store; all others are forgotten.
+    /// The hosts of the store, as they are to be talked to now; all others are forgotten.
     async fn hosts(&self) -> Option<Vec<HostRow>> {
         match self.0.store.hosts().await {
             Ok(rows) => {
                 let mut hosts = self.0.hosts.write().unwrap_or_else(PoisonError::into_inner);
-                hosts.retain(|name, _| rows.iter().any(|row| &row.name == name));
+                let is_there = |entry: &Entry| {
+                    rows.iter().any(|row| (row.id, &row.name) == (entry.row.id, &entry.row.name))
+                };
+                let gone: Vec<_> = hosts.extract_if(|_, entry| !is_there(entry)).collect();
+                for row in &rows {
+                    if hosts.get(&row.name).is_none_or(|entry| !entry.is_of(row)) {
+                        self.make_entry(row, &mut hosts);
+                    }
+                }
+                drop(hosts);
+                for (_, entry) in gone {
+                    self.forget(&entry);
+                }
                 Some(rows)
             }
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "hosts were not looked at");
                 None
             }
+        }
+    }
+
+    /// Tells that a host that is not looked after any more has no procs, for all that anybody here knows.
+    fn forget(&self, entry: &Entry) {
+        let known = std::mem::take(&mut *entry.lock());
+        // They run on, and whoever else tells Redis of them goes on as well.
+        let on_redis = known.publishes || known.pushed;
+        for proc in known.view.procs.iter() {
+            self.tell(REMOVED.to_owned(), time::now(), proc.clone(), on_redis);
         }
     }
 
@@ -415,7 +491,7 @@ impl Fleet {
                     let pause = pause.mul_f64(if many > 1 { rand::random::<f64>() } else { 0.0 });
                     let watcher = tokio::spawn(async move {
                         sleep(pause).await;
-                        this.watch(&watched).await;
+                        tokio::join!(this.watch(&watched), this.clean_up_now_and_then(&watched));
                     });
                     watchers.insert(row.name.clone(), (entry, AbortOnDropHandle::new(watcher)));
                 }
@@ -436,7 +512,10 @@ impl Fleet {
             let begun = Instant::now();
             let error = match in_time(&entry.row.name, entry.driver.changes(after.as_deref())).await {
                 Ok(Some(stream)) => self.follow(entry, stream, &mut after).await,
-                Ok(None) => self.poll(entry).await,
+                Ok(None) => match self.poll(entry).await {
+                    Some(error) => error,
+                    None => continue,
+                },
                 Err(error) => error,
             };
             self.failed(entry, &error).await;
@@ -461,6 +540,8 @@ impl Fleet {
                             HostNews::List(procs) => {
                                 entry.lock().says = false;
                                 self.take_list(entry, received, procs);
+                                // It may be another agent, which does not.
+                                entry.lock().publishes = false;
                             }
                             HostNews::Change(change) => self.take_change(entry, *change),
                             HostNews::Alive => {}
@@ -519,20 +600,26 @@ impl Fleet {
             (Err(at), false) => procs.insert(at, change.proc.clone()),
             (Err(_), true) => {}
         }
+        let on_redis = known.publishes;
         drop(known);
         // Each is told, also when a list was faster: who follows a proc's states wants all of them.
-        drop(self.0.changes.send(FleetChange { change: Arc::new(change), from_redis: false }));
+        drop(self.0.changes.send(FleetChange { change: Arc::new(change), on_redis }));
     }
 
-    /// Asks a host again and again until it does not answer.
-    async fn poll(&self, entry: &Entry) -> HostError {
+    /// Asks a host again and again until it does not answer; none when it is talked to in another way by now.
+    async fn poll(&self, entry: &Entry) -> Option<HostError> {
+        let kind = entry.driver.kind();
         let asking = async {
             loop {
                 if let Err(error) = self.look_at(entry).await {
-                    return error;
+                    return Some(error);
+                }
+                if entry.driver.kind() != kind {
+                    return None;
                 }
                 // Not every host has something that tells Redis.
-                let pushed = self.0.pushed.load(Ordering::Relaxed) && entry.lock().pushed;
+                let is_pushed = |known: &Known| known.pushed && known.outage.told.is_none();
+                let pushed = self.0.pushed.load(Ordering::Relaxed) && is_pushed(&entry.lock());
                 let often = entry.driver.poll_every();
                 sleep(if pushed { SAFETY.max(often) } else { often }).await;
             }
@@ -555,8 +642,42 @@ impl Fleet {
             }
         };
         tokio::select! {
-            error = asking => error,
-            () = facts => HostError::unreachable(&entry.row.name, "nobody asks it".to_owned()),
+            ended = asking => ended,
+            () = facts => None,
+        }
+    }
+
+    /// Has a host cleaned up for as long as it is there, if that is the server's business.
+    async fn clean_up_now_and_then(&self, entry: &Entry) {
+        let Some(every) = entry.driver.clean_up_every() else { return };
+        let (host, soon) = (&entry.row.name, every.min(FIRST_CLEAN_UP));
+        let (mut pause, mut said) = (soon, None);
+        loop {
+            // Not all hosts at once.
+            sleep(pause.mul_f64(0.75 + 0.5 * rand::random::<f64>())).await;
+            pause = soon;
+            if entry.lock().view.error.is_some() {
+                continue;
+            }
+            let errors = match entry.driver.clean_up().await {
+                Ok(CleanUpReport { removed, removed_bytes, procs, errors, .. }) => {
+                    pause = every;
+                    if !removed.is_empty() || !procs.is_empty() {
+                        let mut message =
+                            format!("host {host} was cleaned up: {removed_bytes} bytes are free again");
+                        if !procs.is_empty() {
+                            message += &format!("; gone is what was left of {}", procs.join(", "));
+                        }
+                        self.0.events.tell(self.host_news(host, message, &["host"])).await;
+                    }
+                    errors.join("; ")
+                }
+                Err(error) => chain(&error),
+            };
+            if !errors.is_empty() && said.as_ref() != Some(&errors) {
+                tracing::warn!("host {host} was not cleaned up: {errors}");
+            }
+            said = Some(errors);
         }
     }
 }
@@ -609,11 +730,39 @@ async fn in_time<T>(host: &str, work: impl Future<Output = Result<T, HostError>>
 }
 
 /// A time for people, such as `4 min 10 s`.
-fn span(millis: Millis) -> String {
-    let seconds = (millis + 500) / 1000;
+fn span(time: Duration) -> String {
+    let seconds = (time.as_millis() + 500) / 1000;
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
         (0, 0, seconds) => format!("{seconds} s"),
         (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
         (hours, minutes, _) => format!("{hours} h {minutes} min"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_comes_and_goes_is_told_once() {
+        let begun = Instant::now();
+        let at = |seconds: f64| begun + Duration::from_secs_f64(seconds);
+        let mut outage = Outage::default();
+        // Gone for a moment.
+        assert!(!outage.failed(at(0.0)) && !outage.failed(at(1.5)));
+        assert_eq!(outage.answered(at(1.8)), None);
+        // Gone for longer, and then up and down every second.
+        assert!(!outage.failed(at(10.0)) && outage.failed(at(12.0)) && !outage.failed(at(15.0)));
+        for second in 0..60 {
+            let begun = 20.0 + f64::from(second) * 8.0;
+            assert_eq!(outage.answered(at(begun)), None, "{second}");
+            assert_eq!(outage.answered(at(begun + 4.0)), None, "{second}");
+            assert!(!outage.failed(at(begun + 4.5)) && !outage.failed(at(begun + 7.5)), "{second}");
+        }
+        // It is back, since the first answer that no failure followed.
+        assert_eq!(outage.answered(at(610.0)), None);
+        assert_eq!(outage.answered(at(615.0)), Some(Duration::from_secs(600)));
+        assert_eq!(outage.answered(at(620.0)), None);
+        assert!(!outage.failed(at(630.0)) && outage.failed(at(633.0)), "that is another one");
     }
 }

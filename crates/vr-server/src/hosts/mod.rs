@@ -194,6 +194,10 @@ pub trait HostDriver: Send + Sync + fmt::Debug {
     fn poll_every(&self) -> Duration {
         Duration::from_secs(5)
     }
+    /// How often the server has it cleaned up; none when it does that by itself.
+    fn clean_up_every(&self) -> Option<Duration> {
+        None
+    }
     /// All procs, sorted by name.
     async fn procs(&self) -> Result<Vec<ProcDocument>, HostError>;
     /// Sets a proc up and starts it; gives it back once it runs. The same again changes nothing.

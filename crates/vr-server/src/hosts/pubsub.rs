@@ -1,6 +1,6 @@
 //! Redis: what `proc_publisher` and agents tell on the channel `proc_events` comes in, what the server sees goes out.
 //!
-//! Redis is a convenience: without it, hosts are asked more often. Two threads, as the library blocks; each has its own
+//! What a host tells itself is not told once more. Redis is a convenience: without it, hosts are asked more often. Two threads, as the library blocks; each has its own
 //! connection, and tries again for ever when that breaks. What cannot be sent in time is dropped, never kept without end.
 
 use std::thread;
@@ -134,6 +134,9 @@ fn take(message: &[u8], fleet: &Fleet, me: &str) {
     if value[TOLD_BY] == me {
         return;
     }
+    if value.get(TOLD_BY).is_none() {
+        fleet.note_publisher(host);
+    }
     if event == REMOVED {
         fleet.take_pushed(host, name, None);
     } else if let Ok(proc) = serde_json::from_value::<ProcDocument>(value.clone()) {
@@ -147,7 +150,7 @@ fn tell(client: &Client, mut changes: Receiver<FleetChange>, me: &str) {
     let mut pause = PAUSES.0;
     loop {
         let change = match changes.blocking_recv() {
-            Ok(FleetChange { from_redis: true, .. }) => continue,
+            Ok(FleetChange { on_redis: true, .. }) => continue,
             Ok(FleetChange { change, .. }) => change,
             Err(RecvError::Lagged(missed)) => {
                 tracing::warn!(missed, "Redis was too slow or away; changes of procs were not told");

@@ -19,6 +19,8 @@ pub struct HostSettings {
     pub root: PathBuf,
     /// The runner on the host: a path, or a name to be found in the `PATH` of both supervisord and SSH's sessions.
     pub vrun: String,
+    /// How often the host is cleaned up, in seconds; 0 for never.
+    pub clean_up_seconds: u64,
     /// Its agent.
     pub agent: AgentSettings,
     /// Its Supervisor.
@@ -32,6 +34,7 @@ impl Default for HostSettings {
         Self {
             root: PathBuf::from("/apps"),
             vrun: "vrun".to_owned(),
+            clean_up_seconds: 4 * 3600,
             agent: AgentSettings::default(),
             supervisor: SupervisorSettings::default(),
             ssh: SshSettings::default(),

@@ -101,6 +101,38 @@ async fn a_host_that_changes_its_ways_is_found_again() {
     assert!(driver.procs().await.unwrap().is_empty());
 }
 
+/// An agent that also answers as Supervisor does, at the same place: with the password of the one before it, or another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_in_the_place_of_supervisor_is_found() {
+    for password in [crate::rig::PASSWORD, "another one"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (said, file) = (dir.path().join("address"), dir.path().join("password"));
+        fs::write(&file, password).unwrap();
+        let file = file.display().to_string();
+        let more = ["--supervisor-listen", "127.0.0.1:0", "--supervisor-username", "velo"];
+        let more = more.into_iter().chain(["--supervisor-password-file", &file, "--address-file"]);
+        let agent = more.map(str::to_owned).chain([said.display().to_string()]).collect();
+        let rig = Rig::start_with(DriverKind::Agent, More { agent, ..More::default() }).await;
+        vr_testing::until("it says where it is", || said.exists());
+        let said: serde_json::Value = serde_json::from_slice(&fs::read(&said).unwrap()).unwrap();
+        let url = format!("http://{}", said["supervisor"][0].as_str().unwrap());
+        let port = url.rsplit(':').next().unwrap();
+        let row =
+            HostRow { found_driver: Some("supervisor".into()), found_url: Some(url.clone()), ..unknown() };
+        let driver = rig.driver_of(&row, &format!("supervisor: {{port: {port}}}"));
+        // As the fleet does. There is no SSH, by which the rest would be found out.
+        let deadline = tokio::time::Instant::now() + vr_testing::DEADLINE;
+        while driver.kind() != Some(DriverKind::Agent) {
+            let _refused = driver.procs().await;
+            let _no_ssh = driver.facts().await;
+            assert!(tokio::time::Instant::now() < deadline, "it is still thought to have Supervisor");
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        assert_eq!(rig.store.hosts().await.unwrap()[0].found_driver.as_deref(), Some("agent"));
+        driver.facts().await.unwrap();
+    }
+}
+
 /// What Supervisor answers to somebody without a password.
 const LIKE_SUPERVISOR: &str =
     "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"default\"\r\nContent-Length: 0\r\n\r\n";

@@ -275,6 +275,7 @@ async fn changes_are_told_after_a_host_was_given_another_driver() {
     tokio::spawn(async move { running.run(stop).await });
     let watched = Watched { rig, fleet, store, stop: CancellationToken::new() };
     watched.until("its agent is listened to", |view| view.facts.is_some()).await;
+    let before = watched.store.hosts().await.unwrap().remove(0);
 
     let values = Values {
         columns: vec![("driver", Datum::Text("supervisor".into())), ("agent_url", Datum::Null)],
@@ -286,8 +287,61 @@ async fn changes_are_told_after_a_host_was_given_another_driver() {
         view.procs.len() == 4 && view.procs.iter().all(|proc| proc.statename == ProcState::Running)
     };
     watched.until("its Supervisor is asked", up).await;
+    // A dispatch still has the host as it was, and must not have it talked to in the old way.
+    assert_eq!(watched.fleet.driver(&before).kind(), Some(DriverKind::Supervisor));
+    watched.fleet.look(&before).await.unwrap();
+    assert_eq!(watched.fleet.view(HOST).driver, Some(DriverKind::Supervisor));
     let mut changes = watched.fleet.listen();
     supervisorctl(&other, &["stop", "foreign"]);
     let (event, _, name) = next(&mut changes).await;
     assert_eq!((event.as_str(), name.as_str()), ("PROCESS_STATE_STOPPED", "foreign"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_procs_of_a_host_that_was_removed_are_told_as_removed() {
+    let watched = watched(DriverKind::Agent).await;
+    let (name, yaml) = proc(5001, SLEEP);
+    watched.rig.driver.deploy(&name, &yaml).await.unwrap();
+    let up = |view: &HostView| view.procs.iter().any(|proc| proc.statename == ProcState::Running);
+    watched.until("the proc is seen", up).await;
+    let mut changes = watched.fleet.listen();
+    watched.store.delete(Resource::Hosts, 1, "somebody").await.unwrap();
+    watched.fleet.hosts_changed();
+    assert_eq!(next(&mut changes).await, (REMOVED.to_owned(), name.clone(), name.clone()));
+    assert_eq!(watched.fleet.view(HOST), HostView::default());
+    assert!(watched.rig.proc_dir(&name).join("proc.yaml").exists(), "it goes on");
+}
+
+/// What nobody uses goes by itself, as often as the settings say, and that is told.
+async fn hosts_are_cleaned_up_now_and_then(kind: DriverKind) {
+    let watched = watched_with(kind, More::default(), "clean_up_seconds: 1").await;
+    let (name, _) = proc(5001, SLEEP);
+    let left = watched.rig.proc_dir(&name);
+    for _ in 0..2 {
+        std::fs::create_dir_all(&left).unwrap();
+        let aged = vr_common::process::command("touch").args(["-d", "8 days ago"]).arg(&left).status();
+        assert!(aged.unwrap().success());
+        let deadline = tokio::time::Instant::now() + vr_testing::DEADLINE;
+        while left.exists() {
+            assert!(tokio::time::Instant::now() < deadline, "it is still there");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let deadline = tokio::time::Instant::now() + vr_testing::DEADLINE;
+    while watched.told().await.len() < 2 {
+        assert!(tokio::time::Instant::now() < deadline, "it was not told");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let told = watched.told().await;
+    assert!(told.iter().all(|event| event.contains("host localhost was cleaned up")), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_with_an_agent_are_cleaned_up_now_and_then() {
+    hosts_are_cleaned_up_now_and_then(DriverKind::Agent).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_with_supervisor_are_cleaned_up_now_and_then() {
+    hosts_are_cleaned_up_now_and_then(DriverKind::Supervisor).await;
 }

@@ -117,7 +117,7 @@ async fn what_proc_publisher_tells_is_known_without_asking() {
     while told.last().is_none_or(|event| event != "PROCESS_GROUP_REMOVED") {
         let next = tokio::time::timeout(Duration::from_secs(10), changes.recv()).await;
         let change = next.unwrap_or_else(|_| panic!("only {told:?}")).unwrap();
-        assert!(change.from_redis, "{change:?}");
+        assert!(change.on_redis, "{change:?}");
         let state = change.change.proc.statename.name();
         assert!(
             change.change.event.ends_with("REMOVED") || change.change.event.ends_with(state),
@@ -161,6 +161,37 @@ async fn what_an_agent_says_is_told_to_redis() {
     assert_eq!(seen, states, "{told:?}");
 }
 
+/// An agent that tells Redis itself is not told a second time by the server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_agent_tells_itself_is_told_once() {
+    let redis = Redis::start();
+    let agent = vec!["--redis-url".to_owned(), redis.url()];
+    let more = More { agent, name: Some(HOST), ..More::default() };
+    let watched = watched_with(DriverKind::Agent, more, "").await;
+    listening(&redis, &watched);
+    let driver = watched.rig.driver.clone();
+    let messages = redis.messages();
+    let mut told: Vec<(String, String, bool)> = Vec::new();
+    for port in [5001, 5002, 5003] {
+        let (name, yaml) = proc(port, "cmd: sleep 4000");
+        driver.deploy(&name, &yaml).await.unwrap();
+        driver.delete(&name).await.unwrap();
+        let is_over = |told: &[(String, String, bool)]| {
+            told.iter().any(|(proc, event, _)| *proc == name && event == "PROCESS_GROUP_REMOVED")
+        };
+        while !is_over(&told) {
+            let message = messages.recv_timeout(Duration::from_secs(20));
+            let message = message.unwrap_or_else(|_| panic!("only {told:?}"));
+            let text = |key: &str| message[key].as_str().unwrap().to_owned();
+            told.push((text("name"), text("event"), message.get("told_by").is_some()));
+        }
+    }
+    // From the first one on, the server knows.
+    told.retain(|(name, ..)| *name != proc(5001, "").0);
+    assert_eq!(told.len(), 10, "{told:?}");
+    assert!(told.iter().all(|(.., by_server)| !by_server), "{told:?}");
+}
+
 /// Redis says nothing of a host without `proc_publisher`: that one is asked as often as ever, and what is found out is
 /// told once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -190,7 +221,7 @@ async fn a_host_that_redis_does_not_speak_of_is_asked_as_before() {
         seen = watched.until("it was asked again", |view| view.seen > seen).await.seen;
     }
     let change = changes.recv().await.unwrap();
-    assert!(!change.from_redis && change.change.proc.name == "foreign", "{change:?}");
+    assert!(!change.on_redis && change.change.proc.name == "foreign", "{change:?}");
     assert!(changes.is_empty(), "told twice: {:?}", changes.recv().await);
 }
 

@@ -29,6 +29,8 @@ pub struct More {
     pub agent: Vec<String>,
     /// Its address, instead of the loopback's.
     pub address: Option<std::net::IpAddr>,
+    /// What vr-agent calls its host, instead of a name that the server does not know.
+    pub name: Option<&'static str>,
     /// Lines of supervisord.conf.
     pub supervisord: String,
 }
@@ -168,7 +170,8 @@ impl Rig {
         let log = fs::File::options().create(true).append(true).open(self.path("log")).expect("a file");
         let mut agent = command(programs().join("vr-agent"));
         let listen = format!("{}:{}", self.address(), self.port);
-        agent.args(["serve", "--host", "its-own-name", "--listen", &listen]).args(&self.more.agent);
+        let name = self.more.name.unwrap_or("its-own-name");
+        agent.args(["serve", "--host", name, "--listen", &listen]).args(&self.more.agent);
         agent.arg("--root").arg(self.path("root")).arg("--token-file").arg(self.path("token"));
         agent.env("RUST_LOG", "debug").env("VR_BIN_DIR", programs()).stderr(log);
         agent.spawn().expect("vr-agent")

@@ -210,17 +210,24 @@ async fn procs_that_supervisor_does_not_know_are_torn_down_but_not_at_once() {
     let (orphan, yaml) = proc(5001, SLEEP);
     let (fresh, _) = proc(5002, SLEEP);
     let (of_agent, _) = proc(5003, SLEEP);
-    for name in [&orphan, &fresh, &of_agent] {
+    // As all of them look to a Supervisor whose configuration lost its `[include]`.
+    let (configured, _) = proc(5004, SLEEP);
+    for name in [&orphan, &fresh, &of_agent, &configured] {
         fs::create_dir_all(rig.proc_dir(name)).unwrap();
     }
     fs::write(rig.proc_dir(&orphan).join("proc.yaml"), yaml).unwrap();
     fs::write(rig.proc_dir(&of_agent).join("agent.json"), "{}").unwrap();
-    for name in [&orphan, &of_agent] {
-        let aged = command("touch").args(["-d", "1 hour ago"]).arg(rig.proc_dir(name)).status();
+    fs::write(rig.proc_dir(&configured).join("proc.conf"), "[program:x]\ncommand=sleep 4000\n").unwrap();
+    let aged = command("touch").args(["-d", "6 days ago"]).arg(rig.proc_dir(&fresh)).status();
+    assert!(aged.unwrap().success());
+    for name in [&orphan, &of_agent, &configured] {
+        let aged = command("touch").args(["-d", "8 days ago"]).arg(rig.proc_dir(name)).status();
         assert!(aged.unwrap().success());
     }
     let report = rig.driver.clean_up().await.unwrap();
     assert_eq!((report.procs, report.errors), (vec![orphan.clone()], Vec::new()));
     assert!(!rig.proc_dir(&orphan).exists());
-    assert!(rig.proc_dir(&fresh).exists() && rig.proc_dir(&of_agent).exists());
+    for name in [&fresh, &of_agent, &configured] {
+        assert!(rig.proc_dir(name).exists(), "{name}");
+    }
 }

@@ -21,6 +21,8 @@ const UPTEST: Duration = Duration::from_secs(6 * 60);
 const TEARDOWN: Duration = Duration::from_secs(5 * 60);
 /// How long a clean-up may take.
 const CLEAN_UP: Duration = Duration::from_secs(10 * 60);
+/// For how long nobody must have used what a clean-up removes.
+const UNUSED_DAYS: u32 = 7;
 /// How long everything else may take.
 const ASK: Duration = Duration::from_secs(20);
 /// How long another change of the same proc is waited for.
@@ -198,7 +200,11 @@ impl Files {
             errors: Vec<String>,
             error: Option<String>,
         }
-        let command = self.vrun("cleanup").args(["--json", "--unused-for", "7d"]).timeout(CLEAN_UP);
+        let command = self
+            .vrun("cleanup")
+            .args(["--json", "--unused-for"])
+            .arg(format!("{UNUSED_DAYS}d"))
+            .timeout(CLEAN_UP);
         // It fails, too, when there is something that it could not remove, and says what.
         let output = self.ssh.run(command).await.map_err(|e| self.error(e))?;
         if output.stdout.is_empty() {
@@ -209,13 +215,16 @@ impl Files {
         Ok(CleanUpReport { dry_run: false, removed, removed_bytes, procs: Vec::new(), errors })
     }
 
-    /// Procs whose folders nobody has touched for half an hour, but for those that an agent looks after.
+    /// Procs whose folders nobody has touched for [`UNUSED_DAYS`], but for those that an agent looks after, and those that
+    /// Supervisor would find in its configuration: that it does not know them may be for want of an `[include]`.
     pub async fn old_procs(&self) -> Result<Vec<String>, HostError> {
         let command = Command::new("find")
             .arg(self.root.join("procs"))
-            .args(["-mindepth", "1", "-maxdepth", "1", "-type", "d", "-mmin", "+30"])
+            .args(["-mindepth", "1", "-maxdepth", "1", "-type", "d", "-mmin"])
+            .arg(format!("+{}", UNUSED_DAYS * 24 * 60))
             // Those of an agent on the same host are none of Supervisor's business.
-            .args(["!", "-execdir", "test", "-e", "{}/agent.json", ";", "-printf", "%f\\n"])
+            .args(["!", "-execdir", "test", "-e", "{}/agent.json", ";"])
+            .args(["!", "-execdir", "test", "-e", "{}/proc.conf", ";", "-printf", "%f\\n"])
             .as_root()
             .timeout(ASK)
             .output_limit(MAX_OUTPUT);

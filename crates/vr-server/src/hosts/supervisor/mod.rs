@@ -9,6 +9,7 @@ mod files;
 mod rpc;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -42,6 +43,8 @@ const SETTLE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(200);
 /// How much of a log is told with a failure, in bytes.
 const LAST_WORDS: u64 = 4096;
+/// What vr-agent has in the version that it gives as Supervisor's.
+const AGENT: &str = "+vr-agent.";
 /// How long an app may take to end, unless its proc.yaml says.
 const GRACE: u32 = 10;
 
@@ -56,6 +59,8 @@ struct Inner {
     poll: Duration,
     rpc: Rpc,
     files: Files,
+    /// Whether what answers in Supervisor's place said that it is vr-agent.
+    is_agent: AtomicBool,
 }
 
 /// What happened to a process after all.
@@ -76,12 +81,18 @@ impl SupervisorDriver {
             poll: Duration::from_secs(settings.supervisor.poll_seconds),
             rpc: Rpc::new(host, endpoint, login),
             files: Files::new(host, settings),
+            is_agent: AtomicBool::new(false),
         }))
     }
 
     /// Whether Supervisor is there; nothing secret is sent to find out.
     pub(super) async fn see(&self) -> Result<bool, HttpError> {
         self.0.rpc.see().await
+    }
+
+    /// Whether what answers in Supervisor's place was vr-agent when it was last asked.
+    pub(super) fn is_agent(&self) -> bool {
+        self.0.is_agent.load(Ordering::Relaxed)
     }
 
     /// Where Supervisor is.
@@ -498,7 +509,9 @@ impl HostDriver for SupervisorDriver {
     async fn facts(&self) -> Result<HostInfo, HostError> {
         let version = self.0.rpc.call("supervisor.getSupervisorVersion", &[]).await;
         let version = version.map_err(|e| self.faulty("itself", "describe", e))?.into_json();
-        self.0.files.facts(version.as_str().unwrap_or_default()).await
+        let version = version.as_str().unwrap_or_default();
+        self.0.is_agent.store(version.contains(AGENT), Ordering::Relaxed);
+        self.0.files.facts(version).await
     }
 
     async fn changes(&self, _: Option<&str>) -> Result<Option<NewsStream>, HostError> {
