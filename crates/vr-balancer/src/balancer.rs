@@ -1,6 +1,6 @@
 //! The interface that every backend implements.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -145,6 +145,16 @@ pub trait Balancer: Send + Sync {
     /// A pool's nodes in the order in which they were added; none for an unknown pool.
     async fn get_nodes(&self, pool: &PoolName) -> Result<Vec<Node>, BalancerError>;
 
+    /// All pools, each with its nodes.
+    async fn pools_with_nodes(&self) -> Result<BTreeMap<PoolName, Vec<Node>>, BalancerError> {
+        let mut pools = BTreeMap::new();
+        for pool in self.list_pools().await? {
+            let nodes = self.get_nodes(&pool).await?;
+            pools.insert(pool, nodes);
+        }
+        Ok(pools)
+    }
+
     /// Adds nodes and makes the pool if there is none; a node that is there already is no error.
     /// Returns when the balancer really sends requests to them; in a pool with a [problem](Self::pool_problem), when it
     /// will do so as soon as that is over.
@@ -195,9 +205,9 @@ pub trait Balancer: Send + Sync {
         Ok(None)
     }
 
-    /// How long nodes of this pool are waited for when nobody says something else.
-    fn grace_period(&self, _pool: &PoolName) -> Duration {
-        GRACE_PERIOD
+    /// How long nodes of this pool are waited for, as its settings say; none if they say nothing.
+    fn grace_period(&self, _pool: &PoolName) -> Option<Duration> {
+        None
     }
 
     /// What a change would do, without doing it.

@@ -23,6 +23,8 @@ use crate::site::{Command, Endpoint, FileOnSite, OpenConnections, Output, Site};
 pub const INCLUDE_DIR: &str = "/etc/caddy/pools/";
 /// The operator's Caddyfile.
 pub const CONFIG_FILE: &str = "/etc/caddy/Caddyfile";
+/// The language of the operator's file, whatever its name ends with.
+const ADAPTER: &str = "caddyfile";
 /// Where the admin API is.
 const ADMIN: (&str, u16) = ("localhost", 2019);
 /// For an answer of the admin API.
@@ -78,7 +80,7 @@ impl Caddy {
 
     /// The configuration that the files are, in Caddy's own form.
     async fn adapted(&self, site: &Site) -> Result<Value, Refusal> {
-        let command = self.command(&["adapt", "--config", &self.config_file]);
+        let command = self.command(&["adapt", "--adapter", ADAPTER, "--config", &self.config_file]);
         let output = self.run(site, &command).await?;
         read_json(&output.stdout, command.title())
     }
@@ -115,12 +117,12 @@ impl Caddy {
     /// Whether the Caddyfile knows a pool, and with these nodes. Asked by a site of our own that is put behind the
     /// operator's configuration, and goes nowhere but into this question.
     async fn knows(&self, site: &Site, pool: &PoolName, nodes: &[Node]) -> Result<(), Refusal> {
-        let file = self.config_file.replace('\\', "\\\\").replace('"', "\\\"");
+        let file = self.config_file.replace('"', "\\\"");
         let probe = format!(
             "import \"{file}\"\nhttp://{PROBE} {{\n\treverse_proxy {{\n\t\timport {pool}\n\t}}\n}}\n"
         );
         // A pipe can be opened by its name; what SSH gives might not.
-        let script = format!("cat | {} adapt --adapter caddyfile --config /dev/stdin", self.caddy_cmd);
+        let script = format!("cat | {} adapt --adapter {ADAPTER} --config /dev/stdin", self.caddy_cmd);
         let command = Command::line(&script).stdin(probe.into_bytes()).deadline(RELOAD);
         let output = site.run(&command).await?;
         let unknown = || {
@@ -144,7 +146,7 @@ impl Caddy {
         }
     }
 
-    /// How many goroutines have these words among the calls that they are in; none if Caddy does not show them.
+    /// The calls that Caddy's goroutines are in; none if it does not show them.
     async fn goroutines(&self, site: &Site) -> Result<Option<String>, Refusal> {
         match self.ask(site, "/debug/pprof/goroutine?debug=1").await {
             Ok(text) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
@@ -156,7 +158,7 @@ impl Caddy {
 
 /// Whether a configuration from before still has connections of clients.
 fn is_shutting_down(goroutines: &str) -> bool {
-    goroutines.contains("net/http.(*Server).Shutdown")
+    ["caddyhttp.(*App).Stop", "net/http.(*Server).Shutdown"].iter().any(|call| goroutines.contains(call))
 }
 
 /// Whether there are WebSockets, which no shutdown waits for.
@@ -253,7 +255,15 @@ impl Program for Caddy {
                     Endpoint::Tcp(..) => self.admin.to_string(),
                     Endpoint::Unix(path) => format!("unix/{}", path.display()),
                 };
-                self.command(&["reload", "--config", &self.config_file, "--address", &admin])
+                self.command(&[
+                    "reload",
+                    "--adapter",
+                    ADAPTER,
+                    "--config",
+                    &self.config_file,
+                    "--address",
+                    &admin,
+                ])
             }
         };
         self.run(site, &reload).await?;

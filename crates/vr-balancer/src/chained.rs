@@ -239,8 +239,10 @@ impl Balancer for ChainedBalancer {
     }
 
     /// The longest of the members'.
-    fn grace_period(&self, pool: &PoolName) -> Duration {
-        self.members.iter().map(|member| member.grace_period(pool)).max().unwrap_or(GRACE_PERIOD)
+    fn grace_period(&self, pool: &PoolName) -> Option<Duration> {
+        let said: Vec<_> = self.members.iter().map(|member| member.grace_period(pool)).collect();
+        let longest = said.iter().map(|grace| grace.unwrap_or(GRACE_PERIOD)).max();
+        longest.filter(|_| said.iter().any(Option::is_some))
     }
 
     async fn preview(&self, change: &PoolChange) -> Result<Vec<FileDiff>, BalancerError> {

@@ -15,7 +15,7 @@ use thiserror::Error;
 use vr_common::exit;
 use vr_common::names::{Node, PoolName};
 
-use crate::balancer::{Balancer, Edit, PoolChange};
+use crate::balancer::{Balancer, Edit, GRACE_PERIOD, PoolChange};
 use crate::config::{ConfigError, load_config};
 use crate::error::BalancerError;
 use crate::proxy::ServeError;
@@ -124,7 +124,7 @@ enum CliError {
     #[error("pool {0} has nodes")]
     NotEmpty(PoolName),
     #[error("after {seconds} s there is still something open: {}", open.join(", "))]
-    StillOpen { seconds: u64, open: Vec<String> },
+    StillOpen { seconds: f64, open: Vec<String> },
     #[error("something is wrong with {}", .0.join(", "))]
     Problems(Vec<String>),
     #[error("-n is for commands that change pools, not for {0}")]
@@ -250,8 +250,8 @@ async fn run_command(balancer: &dyn Balancer, command: Command, as_json: bool) -
     match command {
         Command::List => {
             let mut pools = Vec::new();
-            for pool in balancer.list_pools().await? {
-                pools.push(Shown::load(balancer, pool).await?);
+            for (pool, nodes) in balancer.pools_with_nodes().await? {
+                pools.push(Shown::new(balancer, pool, nodes).await?);
             }
             if as_json {
                 return print(json!(pools.iter().map(Shown::to_json).collect::<Vec<_>>()));
@@ -284,15 +284,16 @@ async fn run_command(balancer: &dyn Balancer, command: Command, as_json: bool) -
             let close_after_grace = close_after_grace.map(Duration::from_secs);
             balancer.delete_nodes(&pool, &nodes, close_after_grace).await?;
             if let Some(wait) = wait {
-                let seconds = wait.unwrap_or_else(|| balancer.grace_period(&pool).as_secs());
-                let reports = balancer.wait_drained(&pool, &nodes, Duration::from_secs(seconds)).await?;
+                let own = || balancer.grace_period(&pool).unwrap_or(GRACE_PERIOD);
+                let grace = wait.map_or_else(own, Duration::from_secs);
+                let reports = balancer.wait_drained(&pool, &nodes, grace).await?;
                 let open: Vec<String> = reports
                     .iter()
                     .filter(|report| !report.is_drained())
                     .map(|report| format!("{} ({})", report.node, report.open))
                     .collect();
                 if !open.is_empty() {
-                    return Err(CliError::StillOpen { seconds, open });
+                    return Err(CliError::StillOpen { seconds: grace.as_secs_f64(), open });
                 }
             }
             after_change(balancer, pool, as_json).await
@@ -375,8 +376,12 @@ struct Shown {
 
 impl Shown {
     async fn load(balancer: &dyn Balancer, pool: PoolName) -> Result<Self, CliError> {
-        let address = balancer.pool_address(&pool).await?;
         let nodes = balancer.get_nodes(&pool).await?;
+        Self::new(balancer, pool, nodes).await
+    }
+
+    async fn new(balancer: &dyn Balancer, pool: PoolName, nodes: Vec<Node>) -> Result<Self, CliError> {
+        let address = balancer.pool_address(&pool).await?;
         if let Some(problem) = balancer.pool_problem(&pool).await? {
             // Nobody to tell is no reason to fail.
             let _ = writeln!(io::stderr(), "WARNING: pool {pool} is not served: {problem}");

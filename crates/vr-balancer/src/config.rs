@@ -201,6 +201,12 @@ const BACKENDS: &[Backend] = &[
         build: |settings| settings.caddy(),
     },
     Backend {
+        short_name: "apache",
+        dotted_name: "apache.ApacheBalancer",
+        keys: &[LOGIN, FILES, on_hosts::APACHE],
+        build: |settings| settings.apache(),
+    },
+    Backend {
         short_name: "stingray",
         dotted_name: "stingray.StingrayBalancer",
         keys: &[without_files::STINGRAY],
@@ -437,11 +443,20 @@ fn build(name: &str, config: &Value) -> Result<Arc<dyn Balancer>, ConfigError> {
     (backend.build)(&Settings { balancer: name, keys: config })
 }
 
+fn is_balancer(value: &Value) -> bool {
+    value.as_mapping().is_some_and(|keys| keys.contains_key("BACKEND"))
+}
+
 /// Reads the `BALANCERS` of a settings file; its other keys are other parts' business.
 pub fn load_config(path: &Path) -> Result<BTreeMap<String, Arc<dyn Balancer>>, ConfigError> {
     let settings = yaml::parse_mapping(&path.display().to_string(), &yaml::read_file(path)?)?;
     match settings.get("BALANCERS") {
         Some(Value::Mapping(balancers)) => from_config(balancers),
+        // Some examples of the manual have balancers beside an empty key, and not below it.
+        Some(Value::Null) if settings.values().any(is_balancer) => {
+            let beside = settings.iter().filter(|(_, value)| is_balancer(value));
+            from_config(&beside.map(|(name, value)| (name.clone(), value.clone())).collect())
+        }
         None | Some(Value::Null) => Err(ConfigError::NoBalancers(path.to_owned())),
         Some(other) => Err(ConfigError::NotAMapping {
             place: format!("{}: BALANCERS", path.display()),
@@ -504,17 +519,90 @@ mod tests {
         );
     }
 
+    /// The blocks of settings in the manual's chapter *Balancers*, letter for letter, but for two: the hosts of Varnish are a
+    /// block of their own there, and the dummy's is Python, with `=` for the first colon.
     #[test]
-    fn the_manuals_nginx_block_is_taken_as_it_is() {
-        let balancers = load(
-            "my_nginx_balancer:\n  BACKEND: vr.common.balancer.nginx.NginxBalancer\n  user: some_user_with_sudo\n  \
-             password: some_password\n  include_dir: /etc/nginx/sites-enabled/\n  reload_cmd: /etc/init.d/nginx reload\n  \
-             tmpdir: /tmp\n  hosts:\n    - frontend1.mydomain.com\n    - frontend2.mydomain.com\n",
-        );
-        assert_eq!(balancers.unwrap().keys().collect::<Vec<_>>(), ["my_nginx_balancer"]);
-        let short = load("a: {BACKEND: nginx, grace_period: 5, grace_periods: {slow: 120}}").unwrap();
-        let period = |pool: &str| short["a"].grace_period(&pool.parse().unwrap()).as_secs();
-        assert_eq!((period("slow"), period("other")), (120, 5));
+    fn the_manuals_blocks_are_taken_as_they_are() {
+        const NGINX: &str = "\
+BALANCERS:
+  my_nginx_balancer:
+    BACKEND: vr.common.balancer.nginx.NginxBalancer
+    user: some_user_with_sudo
+    password: some_password
+    include_dir: /etc/nginx/sites-enabled/
+    reload_cmd: /etc/init.d/nginx reload
+    tmpdir: /tmp
+    hosts:
+      - frontend1.mydomain.com
+      - frontend2.mydomain.com
+";
+        const VARNISH: &str = "\
+BALANCERS:
+  my_varnish_balancer:
+    BACKEND: vr.common.balancer.varnish.VarnishBalancer
+    user: some_user_with_sudo
+    password: some_password
+    include_dir: /etc/varnish/
+    reload_cmd: /etc/init.d/varnish reload
+    tmpdir: /tmp
+    hosts:
+    - cache1.mydomain.com
+    - cache2.mydomain.com
+";
+        const STINGRAY: &str = "\
+BALANCERS:
+my_stingray_balancer:
+  BACKEND: vr.common.balancer.zxtm.ZXTMBalancer
+  URL: https://traffic.yougov.local:9090/soap
+  USER: api_user
+  PASSWORD: api_user_password
+  POOL_PREFIX: vr-
+";
+        const SEVERAL: &str = "\
+BALANCERS:
+my_varnish_balancer:
+  BACKEND: vr.common.balancer.varnish.VarnishBalancer
+  user: some_user_with_sudo
+  password: some_password
+  hosts:
+  - varnish.mydomain.com
+my_nginx_balancer:
+  BACKEND: vr.common.balancer.nginx.NginxBalancer
+  user: some_user_with_sudo
+  password: some_password
+  hosts:
+  - nginx.mydomain.com
+";
+        const DUMMY: &str = "\
+BALANCERS: {
+    'default': {
+        'BACKEND': 'vr.common.balancer.dummy.DummyBalancer',
+    }
+}
+";
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("settings.yaml");
+        for (block, names) in [
+            (NGINX, &["my_nginx_balancer"][..]),
+            (VARNISH, &["my_varnish_balancer"]),
+            (STINGRAY, &["my_stingray_balancer"]),
+            (SEVERAL, &["my_nginx_balancer", "my_varnish_balancer"]),
+            (DUMMY, &["default"]),
+        ] {
+            std::fs::write(&path, block).unwrap();
+            let balancers = load_config(&path).unwrap_or_else(|error| panic!("{}: {block}", chain(&error)));
+            assert_eq!(balancers.keys().collect::<Vec<_>>(), names, "{block}");
+        }
+        std::fs::write(&path, "BALANCERS:\na: {BACKEND: nginy}\n").unwrap();
+        let error = load_config(&path).err().unwrap().to_string();
+        assert!(error.starts_with("BALANCERS.a: unknown BACKEND"), "{error}");
+    }
+
+    #[test]
+    fn a_pool_can_have_a_grace_period_of_its_own() {
+        let balancers = load("a: {BACKEND: nginx, grace_period: 5, grace_periods: {slow: 120}}").unwrap();
+        let period = |pool: &str| balancers["a"].grace_period(&pool.parse().unwrap()).map(|period| period.as_secs());
+        assert_eq!((period("slow"), period("other")), (Some(120), Some(5)));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! Changes of a pool are made one at a time, by all processes of this machine, under a lock in a file.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use thiserror::Error;
 use vr_common::exit::chain;
 use vr_common::names::{Node, PoolName};
 
-use crate::balancer::{Balancer, DrainReport, GRACE_PERIOD, SiteReport, unique};
+use crate::balancer::{Balancer, DrainReport, SiteReport, unique};
 use crate::error::{BalancerError, HostFailure, Subject};
 use crate::site::{Command, Lock, Site, SiteError};
 
@@ -31,7 +32,7 @@ const LONGEST: usize = 1 << 20;
 const LONGEST_WORDS: usize = 2000;
 
 /// What there is to know about a program.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ExecSettings {
     /// The program and its arguments.
     pub command: Vec<String>,
@@ -43,6 +44,13 @@ pub struct ExecSettings {
     pub lock_dir: PathBuf,
     /// How long nodes are waited for that are being drained.
     pub grace_period: Option<Duration>,
+}
+
+impl fmt::Debug for ExecSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not what is handed over: that is where logins are.
+        f.debug_tuple("ExecSettings").field(&self.command).finish()
+    }
 }
 
 /// What is asked of the program.
@@ -149,7 +157,7 @@ impl ExecBalancer {
         };
         let waits = Duration::try_from_secs_f64(waits).unwrap_or_default();
         let deadline = self.settings.timeout.saturating_add(waits);
-        let command = Command::new(&self.settings.command).stdin(input).deadline(deadline);
+        let command = Command::new(&self.settings.command).stdin(input).deadline(deadline).marked();
         let output = self.site.run(&command).await?;
         let words = shorten(&output.last_words());
         let answer = if output.cut || output.stdout.len() > LONGEST {
@@ -234,6 +242,8 @@ impl ExecBalancer {
         let work = async {
             let path = self.settings.lock_dir.join(format!("{}-{pool}.lock", file_name(&self.name)));
             let lock: Lock = self.site.lock(&path.display().to_string(), LOCK_WAIT).await?;
+            // The lock died with its last holder, who may have been killed; the program that it ran did not.
+            let _ended = tokio::task::spawn_blocking(vr_common::process::end_left_behind).await;
             let result = change.await;
             lock.release().await;
             result
@@ -362,8 +372,8 @@ impl Balancer for ExecBalancer {
         Ok(None)
     }
 
-    fn grace_period(&self, _pool: &PoolName) -> Duration {
-        self.settings.grace_period.unwrap_or(GRACE_PERIOD)
+    fn grace_period(&self, _pool: &PoolName) -> Option<Duration> {
+        self.settings.grace_period
     }
 
     /// What the program says of itself, and whether it can list its pools.
@@ -390,6 +400,21 @@ mod tests {
         assert_eq!(shorten("é"), "é");
         let long = "é".repeat(LONGEST_WORDS) + "!";
         assert_eq!(shorten(&long), long[2..]);
+    }
+
+    #[test]
+    fn nothing_prints_what_is_handed_over() {
+        let settings = ExecSettings {
+            command: vec!["/bin/x".to_owned()],
+            timeout: TIMEOUT,
+            config: serde_json::json!({ "password": "4711" }),
+            lock_dir: PathBuf::from("/run/x"),
+            grace_period: None,
+        };
+        let balancer = ExecBalancer::new("front", settings);
+        assert!(!format!("{balancer:?}").contains("4711"));
+        let command = Command::new(["/bin/x"]).stdin(b"4711".to_vec());
+        assert_eq!(format!("{command:?}"), "Command(\"/bin/x\")");
     }
 
     #[test]

@@ -9,7 +9,7 @@
 mod runtime;
 mod section;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use vr_common::names::{Node, PoolName};
 
 use crate::pools_in_files::{Change, PoolEdit, Program, Refusal};
 use crate::site::{Command, Endpoint, FileOnSite, OpenConnections, Site, SiteError};
-use runtime::{Running, SHOW_STATE, State};
+use runtime::{Info, Running, SHOW_OPEN, SHOW_STATE, State};
 use section::{Section, Server};
 
 /// What is done when nothing else is said; the paths are Debian's.
@@ -32,6 +32,13 @@ const STATS_SOCKET: &str = "/run/haproxy/admin.sock";
 const ANSWER: Duration = Duration::from_secs(20);
 /// For a new process to serve after a reload.
 const NEW_WORKER: Duration = Duration::from_secs(20);
+/// For a reload that seems to be under way to end. A master of 3.1 or newer that refused a configuration looks as if it
+/// still read it, and `grace` lets old processes go on for as long as the operator wants.
+const RELOAD_UNDER_WAY: Duration = Duration::from_secs(5);
+/// For somebody to answer at the stats socket again, which nobody may do while processes change.
+const GAP: Duration = Duration::from_secs(2);
+/// Between two questions to a process that is being replaced.
+const PAUSE: Duration = Duration::from_millis(20);
 /// From when a request has chosen its server until it is counted there.
 const SETTLING: Duration = Duration::from_millis(100);
 /// Commands in one line; HAProxy takes 16 KiB.
@@ -39,17 +46,47 @@ const COMMANDS: usize = 50;
 /// With more connections than this, the list of requests is too long to look for those that know a server.
 const MOST_CONNECTIONS: u64 = 20_000;
 
-/// Prints `C` if the process is HAProxy, `O PID` for each process from before its start that is still there, `D FILE` for
-/// each file of its configuration with a `default-server`, or that cannot be found, and `A NAME ADDRESS` for each of the
-/// host names that follow the process in the arguments. A process that replaces others has their numbers behind `-sf`.
+/// Prints about the process of this number, if it is one of HAProxy's:
+///
+/// - `R` if another one has replaced it,
+/// - `C` if its master is reading a configuration for another one, or one from before its start still takes
+///   connections,
+/// - `O PID` for each process from before its start that is still there,
+/// - `D FILE` for each file of its configuration with a `default-server`, or that cannot be found,
+/// - `A NAME ADDRESS` for each of the host names that follow the process in the arguments.
+///
+/// A process that replaces others has their numbers behind `-sf`. So has the master, its parent, always, but while it waits
+/// for its workers to end, as it does when it has nothing to read, it has a mark in its environment (2.4 to 3.0).
 const PROCESS: &str = r#"
 set -u
 pid=$1
 shift
 for name; do getent ahosts "$name" | while read -r address rest; do echo "A $name $address"; done; done
-[ -r "/proc/$pid/cmdline" ] || exit 0
-case $(cat "/proc/$pid/comm" 2>/dev/null) in *haproxy*) echo C ;; *) exit 0 ;; esac
-cd "/proc/$pid/cwd" 2>/dev/null || cd /
+is_haproxy() { grep -qs haproxy "/proc/$1/comm" && ! grep -qs '^State:.Z' "/proc/$1/status"; }
+is_haproxy "$pid" || exit 0
+# The fourth and the twenty-second field: the parent, and when it began. Numbers of processes are used again.
+parent() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 2; }
+began() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20; }
+owner() { stat -c %u -- "/proc/$1" 2>/dev/null; }
+is_before() { [ "$(began "$1")" -le "$(began "$2")" ] 2>/dev/null; }
+arguments() {
+    what=
+    tr '\0' '\n' <"/proc/$1/cmdline" 2>/dev/null | while IFS= read -r word; do
+        case $word in
+        -sf | -st) what=old ;;
+        -f) what=file ;;
+        --) what=files ;;
+        -*) what= ;;
+        *) [ -z "$what" ] || echo "$what $word"; [ "$what" != file ] || what= ;;
+        esac
+    done
+}
+sockets() { ls -l "/proc/$1/fd" 2>/dev/null | sed -n 's/.* socket:\[\([0-9]*\)\]$/\1/p'; }
+listening() {
+    cat "/proc/$pid/net/tcp" "/proc/$pid/net/tcp6" 2>/dev/null | awk '$4 == "0A" { print $10 }'
+    awk '$4 == "00010000" { print $7 }' "/proc/$pid/net/unix"
+}
+listens() { { sockets "$1" | sort -u; listening | sort -u; } | sort | uniq -d | grep -q .; }
 look() {
     if [ -d "$1" ]; then
         for file in "$1"/*.cfg; do [ ! -e "$file" ] || look "$file"; done
@@ -57,19 +94,25 @@ look() {
         echo "D $1"
     fi
 }
-what=
-tr '\0' '\n' <"/proc/$pid/cmdline" | while IFS= read -r word; do
-    case $what$word in
-    -sf | -st) what=old ;;
-    -f) what=file ;;
-    --) what=files ;;
-    old[0-9]*)
-        if grep -qs haproxy "/proc/$word/comm" && ! grep -qs '^State:.Z' "/proc/$word/status"; then echo "O $word"; fi ;;
-    file*) look "$word"; what= ;;
-    files*) look "$word" ;;
-    *) what= ;;
+cd "/proc/$pid/cwd" 2>/dev/null || cd /
+arguments "$pid" | while read -r what word; do
+    case $what in
+    old)
+        is_haproxy "$word" && is_before "$word" "$pid" || continue
+        echo "O $word"
+        ! listens "$word" || echo C ;;
+    *) look "$word" ;;
     esac
-    case $word in -sf | -st) what=old ;; -f) what=file ;; esac
+done
+for other in $(grep -ls -- "$pid" /proc/[0-9]*/cmdline | tr -dc '0-9\n'); do
+    is_haproxy "$other" && arguments "$other" | grep -qx "old $pid" || continue
+    # Anybody may run something of that name.
+    case $(owner "$other") in 0 | "$(owner "$pid")") ;; *) continue ;; esac
+    if [ "$other" != "$(parent "$pid")" ]; then
+        ! is_before "$pid" "$other" || echo R
+    elif [ -r "/proc/$other/environ" ] && ! grep -q HAPROXY_MWORKER_WAIT_ONLY "/proc/$other/environ"; then
+        echo C
+    fi
 done
 exit 0
 "#;
@@ -102,20 +145,81 @@ impl Haproxy {
         }
     }
 
-    async fn tell(&self, site: &Site, commands: &str) -> Result<String, SiteError> {
-        let answer = site.exchange(&self.stats_socket, format!("{commands}\n").into_bytes(), ANSWER).await?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
+    /// Gives commands to whatever process answers, and says which one that was.
+    async fn tell(&self, site: &Site, commands: &str) -> Result<(Info, String), Refusal> {
+        let request = format!("show info;{commands}\n").into_bytes();
+        let answer = site.exchange(&self.stats_socket, request, ANSWER).await?;
+        let answer = String::from_utf8_lossy(&answer);
+        let (info, said) = runtime::read_info(&answer).ok_or_else(|| self.odd(&answer))?;
+        Ok((info, said.to_owned()))
     }
 
-    async fn state(&self, site: &Site) -> Result<State, Refusal> {
-        self.read_state(&self.tell(site, SHOW_STATE).await?)
+    fn odd(&self, answer: &str) -> Refusal {
+        let said = answer.lines().find(|line| !line.is_empty()).unwrap_or("nothing");
+        Refusal::NotServed(format!("{} does not tell haproxy's state, but {said:?}", self.stats_socket))
     }
 
-    fn read_state(&self, answer: &str) -> Result<State, Refusal> {
-        State::read(answer).ok_or_else(|| {
-            let said = answer.lines().find(|line| !line.is_empty()).unwrap_or("nothing");
-            Refusal::NotServed(format!("{} does not tell haproxy's state, but {said:?}", self.stats_socket))
-        })
+    /// Gives commands to this process; none if another one answers instead. One that has been replaced may do so for a
+    /// moment; what it is told then is of no consequence.
+    async fn tell_process(&self, site: &Site, pid: u32, commands: &str) -> Result<Option<String>, Refusal> {
+        let end = Instant::now() + GAP;
+        loop {
+            match self.tell(site, commands).await {
+                Ok((info, said)) if info.pid == pid => return Ok(Some(said)),
+                answer if Instant::now() >= end => return answer.map(|_| None),
+                _ => sleep(PAUSE).await,
+            }
+        }
+    }
+
+    /// The same for many commands.
+    async fn tell_all(&self, site: &Site, pid: u32, commands: &[String]) -> Result<Option<String>, Refusal> {
+        let mut said = String::new();
+        for commands in commands.chunks(COMMANDS) {
+            let Some(answer) = self.tell_process(site, pid, &commands.join(";")).await? else {
+                return Ok(None);
+            };
+            said += &answer;
+        }
+        Ok(Some(said))
+    }
+
+    /// What the youngest process serves. While a reload is under way, others may answer, or nobody; its end is waited for.
+    async fn current(&self, site: &Site, names: &[&str]) -> Result<(State, Process), Refusal> {
+        let began = Instant::now();
+        loop {
+            let seen = async {
+                let (info, said) = self.tell(site, SHOW_STATE).await?;
+                let state = State::read(info.pid, &said).ok_or_else(|| self.odd(&said))?;
+                let process = Process::look(site, state.pid, names).await?;
+                Ok((state, process))
+            };
+            let (refusal, patience) = match seen.await {
+                Ok((state, process))
+                    if !process.is_replaced
+                        && (!process.is_changing || began.elapsed() >= RELOAD_UNDER_WAY) =>
+                {
+                    return Ok((state, process));
+                }
+                Ok((state, _)) => {
+                    let (socket, pid) = (&self.stats_socket, state.pid);
+                    let reason = format!("the process that answers at {socket} is an old one, {pid}");
+                    (Refusal::NotServed(reason), NEW_WORKER)
+                }
+                Err(refusal) => (refusal, GAP),
+            };
+            if began.elapsed() >= patience {
+                return Err(refusal);
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// What this process serves now; none if it is not the one that answers any more.
+    async fn state_of(&self, site: &Site, pid: u32) -> Result<Option<State>, Refusal> {
+        let Some(said) = self.tell_process(site, pid, SHOW_STATE).await? else { return Ok(None) };
+        let state = State::read(pid, &said).ok_or_else(|| self.odd(&said))?;
+        Ok(Some(state))
     }
 
     /// The sections of the pools that a change is about, as they are in their files now; of those without a file, none.
@@ -148,7 +252,12 @@ impl Haproxy {
         if change.everything || change.pools.is_empty() {
             return cannot("all of the configuration has to be read");
         }
-        let (state, sections) = (self.state(site).await?, self.sections(site, change).await?);
+        let sections = self.sections(site, change).await?;
+        let hosts =
+            sections.values().flat_map(|section| &section.servers).map(|server| server.node.host.as_str());
+        let names: BTreeSet<&str> = hosts.filter(|host| host.parse::<IpAddr>().is_err()).collect();
+        let names: Vec<&str> = names.into_iter().collect();
+        let (state, process) = self.current(site, &names).await?;
         let mut pools = Vec::new();
         for edit in &change.pools {
             match (&edit.after, state.pool(&edit.pool), sections.get(&edit.pool)) {
@@ -160,14 +269,6 @@ impl Haproxy {
         if pools.iter().any(|(.., section)| section.needs_reload) {
             return cannot("the pool's file has default-server or on-marked-down");
         }
-        let mut names: Vec<&str> = Vec::new();
-        for server in pools.iter().flat_map(|(.., section)| &section.servers) {
-            let host = server.node.host.as_str();
-            if host.parse::<IpAddr>().is_err() && !names.contains(&host) {
-                names.push(host);
-            }
-        }
-        let process = Process::look(site, state.pid, &names).await?;
         if let Some(file) = process.default_server {
             return cannot(&format!("{file} has a default-server, or cannot be read"));
         }
@@ -179,12 +280,10 @@ impl Haproxy {
             }
             remove.extend(removals(edit, running, section));
         }
-        let mut said = String::new();
-        for commands in add.chunks(COMMANDS) {
-            said += &self.tell(site, &commands.join(";")).await?;
-        }
+        const REPLACED: &str = "another process answers now";
         if !add.is_empty() {
-            let state = self.state(site).await?;
+            let Some(said) = self.tell_all(site, state.pid, &add).await? else { return cannot(REPLACED) };
+            let Some(state) = self.state_of(site, state.pid).await? else { return cannot(REPLACED) };
             let is_served = |(edit, before, section): &(&PoolEdit, &[Running], &Section)| {
                 let running = state.pool(&edit.pool).unwrap_or_default();
                 section.servers.iter().all(|server| serves(running, before, server))
@@ -194,10 +293,10 @@ impl Haproxy {
                 return Ok(Err(format!("haproxy says: {}", said.join(" / "))));
             }
         }
-        for commands in remove.chunks(COMMANDS) {
-            self.tell(site, &commands.join(";")).await?;
+        if self.tell_all(site, state.pid, &remove).await?.is_none() {
+            return cannot(REPLACED);
         }
-        let state = self.state(site).await?;
+        let Some(state) = self.state_of(site, state.pid).await? else { return cannot(REPLACED) };
         for (edit, _, section) in &pools {
             let mut left = leaving(edit, state.pool(&edit.pool).unwrap_or_default(), section);
             if left.any(|server| !server.is_in_maintenance()) {
@@ -211,24 +310,27 @@ impl Haproxy {
             };
             let gone: Vec<&Running> =
                 state.pool(&edit.pool).unwrap_or_default().iter().filter(is_left_over).collect();
-            self.forget(site, &edit.pool, &state, &gone).await;
+            self.forget(site, &edit.pool, state.pid, &gone).await;
         }
         Ok(Ok(()))
     }
 
-    /// Deletes those of these servers that are in maintenance and have nothing open. What cannot be deleted yet is left
-    /// for another time.
-    async fn forget(&self, site: &Site, pool: &PoolName, state: &State, servers: &[&Running]) {
-        if state.connections > MOST_CONNECTIONS || !servers.iter().any(|server| server.is_in_maintenance()) {
+    /// Deletes those of these servers of a process that are in maintenance and have nothing open. What cannot be deleted
+    /// yet is left for another time.
+    async fn forget(&self, site: &Site, pool: &PoolName, pid: u32, servers: &[&Running]) {
+        if !servers.iter().any(|server| server.is_in_maintenance()) {
             return;
         }
         let forget = async {
-            let answer = self.tell(site, &format!("show stat {pool} 4 -1")).await?;
+            let (info, answer) = self.tell(site, SHOW_OPEN).await?;
+            if info.pid != pid || info.connections > MOST_CONNECTIONS {
+                return Ok(());
+            }
             let open = runtime::read_open(&answer);
             let is_open = |server: &Running| open.get(&(pool.to_string(), server.name.clone())) != Some(&0);
             // Versions of 2023 and before crash when a server goes while a request still knows it, though it has no
             // connection any more (haproxy's issue 2298).
-            let sessions = self.tell(site, "show sess").await?;
+            let Some(sessions) = self.tell_process(site, pid, "show sess").await? else { return Ok(()) };
             let is_idle = |server: &&&Running| {
                 server.is_in_maintenance()
                     && !is_open(server)
@@ -239,10 +341,7 @@ impl Haproxy {
                 .filter(is_idle)
                 .map(|server| format!("del server {pool}/{}", server.name))
                 .collect();
-            for commands in commands.chunks(COMMANDS) {
-                self.tell(site, &commands.join(";")).await?;
-            }
-            Ok::<_, SiteError>(())
+            self.tell_all(site, pid, &commands).await.map(drop)
         };
         if let Err(error) = forget.await {
             let error = chain(&error);
@@ -250,29 +349,29 @@ impl Haproxy {
         }
     }
 
-    /// Makes HAProxy read its files, and waits until a new process serves what they say.
+    /// Makes HAProxy read its files, and waits until a new process, and no old one, serves what they say.
     async fn reload(&self, site: &Site, change: &Change) -> Result<(), Refusal> {
-        let before = self.state(site).await?.pid;
+        let sections = self.sections(site, change).await?;
+        let before = self.current(site, &[]).await?.0.pid;
         let output = site.run(&Command::line(&self.reload_cmd)).await?;
         if !output.is_success() {
             return Err(Refusal::of(&self.reload_cmd, &output));
         }
         let end = Instant::now() + NEW_WORKER;
-        let mut pause = Duration::from_millis(20);
+        let mut pause = PAUSE;
         loop {
-            // In between, nobody may listen at the socket.
-            let state = self.state(site).await;
-            match &state {
-                Ok(state) if state.pid != before => return self.compare(state, change, site).await,
-                _ if Instant::now() < end => {}
-                Ok(_) => {
-                    return Err(Refusal::NotServed(format!(
-                        "haproxy (process {before}) started no new process within {} s after {:?}; see its log",
-                        NEW_WORKER.as_secs(),
-                        self.reload_cmd
-                    )));
-                }
-                Err(_) => return state.map(drop),
+            let refusal = match self.current(site, &[]).await {
+                Ok((state, _)) if state.pid == before => Refusal::NotServed(format!(
+                    "haproxy (process {before}) started no new process within {} s after {:?}; see its log",
+                    NEW_WORKER.as_secs(),
+                    self.reload_cmd
+                )),
+                // It began after the files were written, so it has read them.
+                Ok((state, _)) => return self.compare(&state, change, &sections),
+                Err(refusal) => refusal,
+            };
+            if Instant::now() >= end {
+                return Err(refusal);
             }
             sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(200));
@@ -280,31 +379,42 @@ impl Haproxy {
     }
 
     /// Whether a new process serves what the files say.
-    async fn compare(&self, state: &State, change: &Change, site: &Site) -> Result<(), Refusal> {
-        let sections = self.sections(site, change).await?;
+    fn compare(
+        &self,
+        state: &State,
+        change: &Change,
+        sections: &BTreeMap<PoolName, Section>,
+    ) -> Result<(), Refusal> {
         for edit in change.pools.iter().filter(|edit| edit.after.is_some()) {
             let Some(running) = state.pool(&edit.pool) else {
                 let dir = &self.include_dir;
                 let reason = format!("it has no backend {}; it has to be started with -f {dir}", edit.pool);
                 return Err(self.unserved(&edit.pool, &reason));
             };
-            let servers = sections.get(&edit.pool).map(|section| section.servers.as_slice());
-            for server in servers.unwrap_or_default() {
-                if !running.iter().any(|running| running.is_as(server)) {
-                    let reason = format!("its backend {} has no server {}", edit.pool, server.name);
-                    return Err(self.unserved(&edit.pool, &reason));
-                }
+            let Some(section) = sections.get(&edit.pool) else { continue };
+            if let Some(missing) =
+                section.servers.iter().find(|server| !running.iter().any(|own| own.is_as(server)))
+            {
+                let reason = format!("its backend {} has no server {}", edit.pool, missing.name);
+                return Err(self.unserved(&edit.pool, &reason));
+            }
+            if let Some(stale) = leaving(edit, running, section).find(|server| !server.is_in_maintenance()) {
+                let reason = format!("its backend {} still has the server {}", edit.pool, stale.name);
+                return Err(self.unserved(&edit.pool, &reason));
             }
         }
         Ok(())
     }
 }
 
-/// What a process of HAProxy's is, as the site sees it.
+/// What a process of HAProxy's is, as the site sees it; nothing at all if it is not one there, as with containers.
 #[derive(Debug, Default)]
 struct Process {
-    /// It is one, and not somebody else's of the same number, as it could be with containers.
-    is_here: bool,
+    /// There is another one in its place, so that it is about to end.
+    is_replaced: bool,
+    /// There will be one, whose configuration may have been read already; or another one may still serve what was before.
+    is_changing: bool,
+    /// Others from before its start are still there.
     has_old: bool,
     /// A file because of which servers cannot be added at run time.
     default_server: Option<String>,
@@ -319,7 +429,8 @@ impl Process {
         let mut process = Self::default();
         for line in output.text().lines() {
             match line.splitn(3, ' ').collect::<Vec<_>>().as_slice() {
-                ["C"] => process.is_here = true,
+                ["R"] => process.is_replaced = true,
+                ["C"] => process.is_changing = true,
                 ["O", _] => process.has_old = true,
                 ["D", file @ ..] => process.default_server = Some(file.join(" ")),
                 ["A", name, address] => {
@@ -452,7 +563,7 @@ impl Program for Haproxy {
     }
 
     async fn is_loaded(&self, site: &Site, files: &[FileOnSite]) -> Result<Option<bool>, Refusal> {
-        let state = self.state(site).await?;
+        let (state, _) = self.current(site, &[]).await?;
         let is_loaded = |file: &FileOnSite| {
             let Some(Ok(pool)) = file.name.strip_suffix(self.suffix()).map(str::parse::<PoolName>) else {
                 return true;
@@ -471,16 +582,18 @@ impl Program for Haproxy {
     }
 
     async fn has_old_generation(&self, site: &Site) -> Result<bool, Refusal> {
-        let pid = self.state(site).await?.pid;
-        Ok(Process::look(site, pid, &[]).await?.has_old)
+        Ok(self.current(site, &[]).await?.1.has_old)
     }
 
     /// What HAProxy says itself; connections that it only keeps for later are no reason to wait. While there are processes
     /// from before a reload, which cannot be asked, all connections count.
     async fn open(&self, site: &Site, nodes: &[Node]) -> Result<OpenConnections, Refusal> {
-        let answer = self.tell(site, &format!("{SHOW_STATE};show stat -1 4 -1")).await?;
-        let (state, stat) = answer.split_once("# pxname,").unwrap_or((&answer, ""));
-        let (state, open) = (self.read_state(state)?, runtime::read_open(&format!("# pxname,{stat}")));
+        let (state, process) = self.current(site, &[]).await?;
+        let Some(answer) = self.tell_process(site, state.pid, SHOW_OPEN).await? else {
+            let reason = format!("haproxy's process {} has just been replaced", state.pid);
+            return Err(Refusal::NotServed(reason));
+        };
+        let open = runtime::read_open(&answer);
         let mut counts: OpenConnections = nodes.iter().map(|node| (node.clone(), 0)).collect();
         for (backend, servers) in &state.backends {
             for server in servers {
@@ -490,7 +603,6 @@ impl Program for Haproxy {
                 }
             }
         }
-        let process = Process::look(site, state.pid, &[]).await?;
         if process.has_old {
             for (node, connections) in site.connections(Some(state.pid), nodes).await? {
                 counts.entry(node).and_modify(|count| *count = (*count).max(connections));
@@ -504,10 +616,10 @@ impl Program for Haproxy {
     }
 
     async fn drained(&self, site: &Site, pool: &PoolName, nodes: &[Node]) {
-        let Ok(state) = self.state(site).await else { return };
+        let Ok((state, _)) = self.current(site, &[]).await else { return };
         let own = |running: &&Running| nodes.iter().any(|node| running.is_of(node));
         let servers: Vec<&Running> = state.pool(pool).unwrap_or_default().iter().filter(own).collect();
-        self.forget(site, pool, &state, &servers).await;
+        self.forget(site, pool, state.pid, &servers).await;
     }
 
     async fn check(&self, site: &Site) -> Result<Vec<String>, Refusal> {
@@ -518,7 +630,7 @@ impl Program for Haproxy {
         }
         // Nothing is added by this: there is no such backend.
         match self.tell(site, "add server velociraptor-none/none 127.0.0.1:1").await {
-            Ok(said) if said.contains("Permission denied") => problems.push(format!(
+            Ok((_, said)) if said.contains("Permission denied") => problems.push(format!(
                 "{} is not one of level admin, so that every change needs a reload",
                 self.stats_socket
             )),

@@ -8,6 +8,7 @@
 //! This crate owns pools and their nodes. It must not know of swarms, procs or hosts, nor of the rules that send
 //! traffic to a pool: those belong to the user.
 
+pub mod apache;
 pub mod balancer;
 pub mod caddy;
 pub mod chained;

@@ -339,8 +339,8 @@ impl Balancer for StingrayBalancer {
         Ok(None)
     }
 
-    fn grace_period(&self, _pool: &PoolName) -> Duration {
-        self.settings.grace_period
+    fn grace_period(&self, _pool: &PoolName) -> Option<Duration> {
+        Some(self.settings.grace_period)
     }
 
     async fn preview(&self, change: &PoolChange) -> Result<Vec<FileDiff>, BalancerError> {

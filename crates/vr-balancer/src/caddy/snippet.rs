@@ -3,10 +3,11 @@
 //! `reverse_proxy { import my_app }` puts them where the operator wants them. See "Caddyfile concepts" in Caddy's
 //! documentation: tokens, blocks, snippets.
 
-use std::fmt::Write as _;
 use std::ops::Range;
 
 use vr_common::names::{Node, PoolName};
+
+use crate::pools_in_files::text::{line_end, splice};
 
 /// What may stand before an upstream's host.
 const SCHEMES: [&str; 3] = ["http://", "https://", "h2c://"];
@@ -134,6 +135,9 @@ fn find(pool: &PoolName, text: &str) -> Result<Option<Snippet>, String> {
             let Some(open) = tokens.get(1).filter(|token| token.is("{")) else {
                 return Err(format!("({pool}) without a block"));
             };
+            if tokens.len() > 2 {
+                return Err(format!("something behind the {{ of ({pool})"));
+            }
             if found.is_some() {
                 return Err(format!("the snippet ({pool}) is there twice"));
             }
@@ -169,70 +173,42 @@ pub(super) fn parse(pool: &PoolName, text: &str) -> Result<Option<Vec<Node>>, St
 pub(super) fn render(pool: &PoolName, nodes: &[Node], old: Option<&str>) -> Result<String, String> {
     let begin = || {
         format!(
-            "# Pool {pool}, written by Velociraptor; all but the nodes is kept. To use it: reverse_proxy {{ import {pool} }}\n({pool}) {{\n}}\n"
+            "# Pool {pool}, written by Velociraptor; all but the nodes is kept. To use it: reverse_proxy {{ import {pool} \
+             }}\n({pool}) {{\n}}\n"
         )
     };
     let old = old.map_or_else(begin, str::to_owned);
     let Some(snippet) = find(pool, &old)? else { return Err(format!("it has no snippet ({pool})")) };
-    let mut kept: Vec<&Node> = Vec::new();
     // All upstreams of a handler have to have the same.
     let scheme = snippet.lines.iter().flat_map(|line| &line.upstreams).map(|upstream| upstream.scheme).next();
-    let mut text = old[..snippet.start].to_owned();
-    let mut copied = snippet.start;
-    let mut insert = None;
+    let mut kept: Vec<&Node> = Vec::new();
+    let mut parts = Vec::new();
+    // New ones come after the last line of nodes, else first in the block.
+    let mut end = line_end(&old, snippet.start);
     for To { range, upstreams } in &snippet.lines {
-        let stays: Vec<&Upstream> = upstreams
-            .iter()
-            .filter(|upstream| {
-                let stays = nodes.contains(&upstream.node) && !kept.contains(&&upstream.node);
-                if stays {
-                    kept.push(&upstream.node);
-                }
-                stays
-            })
-            .collect();
+        let mut stays: Vec<&str> = Vec::new();
+        for Upstream { range, node, .. } in upstreams {
+            if nodes.contains(node) && !kept.contains(&node) {
+                kept.push(node);
+                stays.push(&old[range.clone()]);
+            }
+        }
+        end = line_end(&old, range.end);
         if stays.is_empty() {
-            let line = whole_line(&old, range, copied);
-            text += &old[copied..line.start];
-            copied = line.end;
-            insert = Some(text.len());
-            continue;
+            // With a comment that stands behind it.
+            parts.push((line_start(&old, range.start)..end, String::new()));
+        } else if stays.len() < upstreams.len() {
+            parts.push((range.clone(), format!("to {}", stays.join(" "))));
         }
-        text += &old[copied..range.start];
-        text += "to";
-        for upstream in stays {
-            let _ = write!(text, " {}", &old[upstream.range.clone()]);
-        }
-        copied = range.end;
-        // With a comment that stands behind it.
-        let end = old[copied..].find('\n').map_or(old.len(), |at| copied + at + 1);
-        text += &old[copied..end];
-        copied = end;
-        insert = Some(text.len());
     }
-    let new: String = nodes
-        .iter()
-        .filter(|node| !kept.contains(node))
-        .map(|node| format!("\tto {}{node}\n", scheme.unwrap_or("")))
-        .collect();
-    let insert = insert.unwrap_or_else(|| {
-        let end = old[copied..].find('\n').map_or(old.len(), |at| copied + at + 1);
-        text += &old[copied..end];
-        copied = end;
-        text.len()
-    });
-    text.insert_str(insert, &new);
-    text += &old[copied..];
-    Ok(text)
+    let new = nodes.iter().filter(|node| !kept.contains(node));
+    let new = new.map(|node| format!("\tto {}{node}\n", scheme.unwrap_or(""))).collect();
+    parts.push((end..end, new));
+    Ok(splice(&old, &parts))
 }
 
-/// The directive with its line, if nothing else is on it but blanks and a comment.
-fn whole_line(text: &str, range: &Range<usize>, from: usize) -> Range<usize> {
-    let start = text[from..range.start].rfind('\n').map_or(from, |at| from + at + 1);
-    let end = text[range.end..].find('\n').map_or(text.len(), |at| range.end + at + 1);
-    let rest = text[range.end..end].trim();
-    let is_alone = text[start..range.start].trim().is_empty() && (rest.is_empty() || rest.starts_with('#'));
-    if is_alone { start..end } else { range.clone() }
+fn line_start(text: &str, at: usize) -> usize {
+    text[..at].rfind('\n').map_or(0, |newline| newline + 1)
 }
 
 #[cfg(test)]
@@ -292,6 +268,7 @@ mod tests {
             "(my-app) {\n\tto {$HOST}:1\n}\n",
             "(my-app) {\n\tto \"h:1\n}\n",
             "(my-app) {\n}\n(my-app) {\n}\n",
+            "(my-app) { to h:1 }\n",
             "}\n",
         ] {
             assert!(parse(&pool(), broken).is_err(), "{broken:?}");
@@ -301,6 +278,7 @@ mod tests {
         let nested = "(my-app) {\n\tx {\n\t\tto h:1\n\t}\n\tto h:2\n}";
         assert_eq!(parse(&pool(), nested), Ok(Some(nodes(&["h:2"]))));
         let odd = "(my-app) {\n\tto h:2 \\\n\t\th:3\n\tto `h:4`\n}";
-        assert!(render(&pool(), &nodes(&["h:4", "h:5"]), Some(odd)).is_ok());
+        let text = render(&pool(), &nodes(&["h:3", "h:5"]), Some(odd)).unwrap();
+        assert_eq!(text, "(my-app) {\n\tto h:3\n\tto h:5\n}");
     }
 }

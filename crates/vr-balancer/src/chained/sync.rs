@@ -1,7 +1,8 @@
 //! Where the members of a chain disagree, and making them the same.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+use futures_util::future::join_all;
 use vr_common::names::{Node, PoolName};
 
 use super::{Answers, ChainedBalancer, diff_within, failures, report_within};
@@ -51,16 +52,7 @@ fn describe(nodes: Option<&Vec<Node>>) -> String {
 impl ChainedBalancer {
     /// All pools of the members that answer, with what each of them has; none for no such pool.
     async fn compare(&self) -> (Vec<Compared>, Vec<HostFailure>) {
-        let Answers(answers) = self
-            .ask(|member| async move {
-                let mut pools = BTreeMap::new();
-                for pool in member.list_pools().await? {
-                    let nodes = member.get_nodes(&pool).await?;
-                    pools.insert(pool, nodes);
-                }
-                Ok(pools)
-            })
-            .await;
+        let Answers(answers) = self.ask(|member| member.pools_with_nodes()).await;
         let (mut known, mut failed) = (Vec::new(), Vec::new());
         for (position, (member, answer)) in answers.into_iter().enumerate() {
             match answer {
@@ -74,6 +66,15 @@ impl ChainedBalancer {
             votes: known.iter().map(|(position, pools)| (*position, pools.get(pool).cloned())).collect(),
         });
         (compared.collect(), failed)
+    }
+
+    /// Whether all members still have of a pool what was read of them.
+    async fn is_as_read(&self, Compared { pool, votes }: &Compared) -> bool {
+        let looks = votes.iter().map(|(position, vote)| async move {
+            let nodes = self.members[*position].get_nodes(pool).await;
+            nodes.is_ok_and(|nodes| set(&Some(nodes)) == Some(vote.iter().flatten().collect()))
+        });
+        join_all(looks).await.into_iter().all(|same| same)
     }
 
     /// Makes one member's pool what it should be, or says only what that would change.
@@ -181,12 +182,20 @@ impl ChainedBalancer {
             Some(chosen) => compared.votes.iter().find(|(position, _)| *position == chosen).cloned(),
             None => compared.winner().cloned(),
         };
-        for pool in pools.iter().filter(|compared| !compared.is_in_step()).map(|compared| &compared.pool) {
+        for compared in pools.iter().filter(|compared| !compared.is_in_step()) {
+            let pool = &compared.pool;
             let _alone = self.locks.lock(pool).await;
             // Once more, as it may have been changed while others were read.
-            let (pools, unreadable) = self.compare().await;
-            add_new(&mut failed, unreadable);
-            let Some(compared) = pools.iter().find(|compared| compared.pool == *pool) else { continue };
+            let again;
+            let compared = if self.is_as_read(compared).await {
+                compared
+            } else {
+                let (pools, unreadable) = self.compare().await;
+                add_new(&mut failed, unreadable);
+                again = pools.into_iter().find(|compared| compared.pool == *pool);
+                let Some(again) = &again else { continue };
+                again
+            };
             // What cannot be read is nothing that others could take over.
             let Some((_, right)) = chosen_of(compared) else { continue };
             for (position, _) in compared.votes.iter().filter(|(_, vote)| set(vote) != set(&right)) {

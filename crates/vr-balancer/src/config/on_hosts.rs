@@ -1,4 +1,4 @@
-//! Settings of haproxy and caddy, backends whose pools are files on hosts.
+//! Settings of haproxy, caddy and apache, backends whose pools are files on hosts.
 
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use vr_common::names::Node;
 use vr_common::yaml::kind;
 
 use super::{ConfigError, Settings};
+use crate::apache::{self, Apache};
 use crate::balancer::Balancer;
 use crate::caddy::{self, Caddy};
 use crate::haproxy::{self, Haproxy};
@@ -14,6 +15,7 @@ use crate::site::Endpoint;
 
 pub(super) const HAPROXY: &[&str] = &["stats_socket", "server_options"];
 pub(super) const CADDY: &[&str] = &["caddy_cmd", "config_file", "admin"];
+pub(super) const APACHE: &[&str] = &["pid_file", "member_options"];
 
 impl Settings<'_> {
     /// Something that listens on each host.
@@ -47,6 +49,19 @@ impl Settings<'_> {
             test_cmd: self.command("test_cmd")?.unwrap_or(default.test_cmd),
             stats_socket: self.endpoint("stats_socket", default.stats_socket)?,
             server_options: self.line("server_options")?,
+            include_dir: include_dir.clone(),
+        };
+        self.pools_in_files(include_dir, Arc::new(program))
+    }
+
+    pub(super) fn apache(&self) -> Result<Arc<dyn Balancer>, ConfigError> {
+        let default = Apache::default();
+        let include_dir = self.folder("include_dir", apache::INCLUDE_DIR)?;
+        let program = Apache {
+            reload_cmd: self.command("reload_cmd")?.unwrap_or(default.reload_cmd),
+            test_cmd: self.command("test_cmd")?.unwrap_or(default.test_cmd),
+            pid_file: self.text("pid_file", "a path")?.map(str::to_owned),
+            member_options: self.line("member_options")?,
             include_dir: include_dir.clone(),
         };
         self.pools_in_files(include_dir, Arc::new(program))
@@ -86,6 +101,13 @@ mod tests {
         );
         assert!(haproxy("server_options: \"check\\nserver x h:1\"").contains("a text in one line"));
         assert!(haproxy("server_options: [check]").contains("found a list"));
+    }
+
+    #[test]
+    fn apaches_keys_are_checked() {
+        load("a: {BACKEND: apache}\nb: {BACKEND: vr.common.balancer.apache.ApacheBalancer, member_options: retry=5}\n")
+            .unwrap();
+        assert!(error("a: {BACKEND: apache, member_options: 5}").contains("a text in one line"));
     }
 
     #[test]

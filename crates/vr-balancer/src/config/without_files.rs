@@ -153,7 +153,7 @@ mod tests {
                     USER: api_user\n  PASSWORD: api_user_password\n  POOL_PREFIX: vr-\n";
         let balancers = load(&format!("my_stingray_balancer:\n{text}")).unwrap();
         let balancer = &balancers["my_stingray_balancer"];
-        assert_eq!(balancer.grace_period(&"web".parse().unwrap()).as_secs(), 2);
+        assert_eq!(balancer.grace_period(&"web".parse().unwrap()), Some(crate::stingray::GRACE_PERIOD));
         for name in ["stingray", "zxtm", "vr.server.balancer.stingray.StingrayBalancer"] {
             let block =
                 format!("{{BACKEND: {name}, URL: 'http://h/', USER: u, PASSWORD: p, POOL_PREFIX: ''}}");

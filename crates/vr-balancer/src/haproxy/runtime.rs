@@ -54,32 +54,43 @@ impl Running {
     }
 }
 
-/// Which process answers, and what it serves.
-#[derive(Debug, Default)]
-pub(super) struct State {
+/// Which process answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Info {
     pub pid: u32,
     /// Connections of clients.
     pub connections: u64,
+}
+
+/// Reads the answer to `show info`, and gives what other commands in the same line were answered; none if it is none.
+pub(super) fn read_info(text: &str) -> Option<(Info, &str)> {
+    let (info, rest) = text.split_once("\n\n")?;
+    let number = |key: &str| {
+        let value = info.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(": "));
+        value?.trim().parse::<u64>().ok()
+    };
+    Some((Info { pid: number("Pid")?.try_into().ok()?, connections: number("CurrConns")? }, rest))
+}
+
+/// What a process serves.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub pid: u32,
     /// Its backends with their servers.
     pub backends: BTreeMap<String, Vec<Running>>,
 }
 
 /// The commands whose answers together are a [`State`].
-pub(super) const SHOW_STATE: &str = "show info;show backend;show servers state";
+pub(super) const SHOW_STATE: &str = "show backend;show servers state";
+
+/// The command whose answer says what is open on servers: of all proxies only the servers (4), and all of them.
+pub(super) const SHOW_OPEN: &str = "show stat -1 4 -1";
 
 impl State {
-    /// Reads the answers to [`SHOW_STATE`]; none if they are something else.
-    pub fn read(text: &str) -> Option<Self> {
-        let mut state = Self::default();
-        let mut lines = text.lines();
-        let info = lines.by_ref().take_while(|line| *line != "# name");
-        for (key, value) in info.filter_map(|line| line.split_once(": ")) {
-            match key {
-                "Pid" => state.pid = value.parse().ok()?,
-                "CurrConns" => state.connections = value.parse().ok()?,
-                _ => {}
-            }
-        }
+    /// Reads a process's answers to [`SHOW_STATE`]; none if they are something else.
+    pub fn read(pid: u32, text: &str) -> Option<Self> {
+        let mut state = Self { pid, backends: BTreeMap::new() };
+        let mut lines = text.lines().skip_while(|line| *line != "# name").skip(1);
         for name in lines.by_ref().take_while(|line| !line.is_empty()) {
             state.backends.insert(name.to_owned(), Vec::new());
         }
@@ -107,7 +118,7 @@ impl State {
             };
             state.backends.entry(field("be_name")?.to_owned()).or_default().push(server);
         }
-        (state.pid != 0 && !columns.is_empty()).then_some(state)
+        (!columns.is_empty()).then_some(state)
     }
 
     /// A pool's servers; none if there is no such backend.
@@ -117,7 +128,7 @@ impl State {
 }
 
 /// What is open on each server: requests that are being answered or wait for their turn, by the names of backend and
-/// server. Reads the answer to `show stat POOL 4 -1`.
+/// server. Reads the answer to [`SHOW_OPEN`].
 pub(super) fn read_open(text: &str) -> BTreeMap<(String, String), u64> {
     let mut lines = text.lines();
     let header = lines.find_map(|line| line.strip_prefix("# ")).unwrap_or_default();
@@ -153,11 +164,14 @@ mod tests {
     #[test]
     fn the_state_is_read() {
         let text = format!(
-            "{INFO}# name\nweb\nempty\n\n{HEAD}3 web 1 ::1:18001 ::1 2 0 1 1 1 1 0 2 0 0 0 0 - 18001 - 0 0 - - 0\n\
+            "# name\nweb\nempty\n\n{HEAD}3 web 1 ::1:18001 ::1 2 0 1 1 1 1 0 2 0 0 0 0 - 18001 - 0 0 - - 0\n\
              3 web 2 big 127.0.0.1 0 1 5 5 1 1 0 2 0 0 0 0 host.a 80 - 0 0 - - 0\n\n"
         );
-        let state = State::read(&text).unwrap();
-        assert_eq!((state.pid, state.connections, state.backends.len()), (25438, 3, 2));
+        let answer = format!("{INFO}{text}");
+        let (info, rest) = read_info(&answer).unwrap();
+        assert_eq!((info, rest), (Info { pid: 25438, connections: 3 }, text.as_str()));
+        let state = State::read(info.pid, rest).unwrap();
+        assert_eq!((state.pid, state.backends.len()), (25438, 2));
         assert_eq!(state.pool(&"empty".parse().unwrap()), Some(&[][..]));
         assert_eq!(state.pool(&"other".parse().unwrap()), None);
         let [one, two] = state.pool(&"web".parse().unwrap()).unwrap() else { panic!("{state:?}") };
@@ -165,8 +179,8 @@ mod tests {
         assert!(is_of(one, "[::1]:18001") && !is_of(one, "[::1]:18002") && !one.is_in_maintenance());
         assert!(is_of(two, "host.a:80") && is_of(two, "127.0.0.1:80") && !is_of(two, "127.0.0.2:80"));
         assert!(two.is_in_maintenance() && two.operational == 0);
-        for bad in ["", "Permission denied\n", INFO, "Unknown command\n\n# name\n\n1\n"] {
-            assert!(State::read(bad).is_none(), "{bad:?}");
+        for bad in ["", "Permission denied\n", "Unknown command\n\n# name\n\n1\n"] {
+            assert!(State::read(1, bad).is_none() && read_info(bad).is_none(), "{bad:?}");
         }
     }
 

@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use vr_common::names::{Node, PoolName};
 
+use crate::pools_in_files::text::splice;
+
 /// What begins a section.
 const SECTIONS: [&str; 18] = [
     "backend",
@@ -157,41 +159,33 @@ pub(super) fn render(
     let Some(section) = find(pool, &old)? else {
         return Err(format!("it has no section \"backend {pool}\""));
     };
-    let mut text = String::new();
-    let mut copied = 0;
+    let mut parts = Vec::new();
     let mut kept: Vec<&Node> = Vec::new();
     let mut taken: Vec<&str> = Vec::new();
-    // After the last server, wherever it stands among other lines, else at the end.
-    let mut insert = None;
-    for server in &section.servers {
-        text += &old[copied..server.range.start];
-        copied = server.range.end;
-        if nodes.contains(&server.node) && !kept.contains(&&server.node) {
-            kept.push(&server.node);
-            taken.push(&server.name);
-            text += &old[server.range.clone()];
+    for Server { range, name, node, .. } in &section.servers {
+        if nodes.contains(node) && !kept.contains(&node) {
+            kept.push(node);
+            taken.push(name);
+        } else {
+            parts.push((range.clone(), String::new()));
         }
-        insert = Some(text.len());
     }
-    let insert = insert.unwrap_or_else(|| {
-        text += &old[copied..section.end];
-        copied = section.end;
-        text.len()
-    });
+    // After the last server, wherever it stands among other lines, else at the end.
+    let end = section.servers.last().map_or(section.end, |last| last.range.end);
+    let is_last_gone = parts.last().is_some_and(|(gone, _)| gone.end == end);
     let mut new = String::new();
     for node in nodes.iter().filter(|node| !kept.contains(node)) {
+        if new.is_empty() && !is_last_gone && !old[..end].ends_with('\n') {
+            new.push('\n');
+        }
         let own = server_name(node);
         let numbered = (2..).map(|number| format!("{own}-{number}"));
         let name = std::iter::once(own.clone()).chain(numbered).find(|name| !taken.contains(&name.as_str()));
         let options = if options.is_empty() { String::new() } else { format!(" {options}") };
         new += &format!("    server {} {node}{options}\n", name.unwrap_or(own));
     }
-    if !new.is_empty() && insert > 0 && !text[..insert].ends_with('\n') {
-        new.insert(0, '\n');
-    }
-    text.insert_str(insert, &new);
-    text += &old[copied..];
-    Ok(text)
+    parts.push((end..end, new));
+    Ok(splice(&old, &parts))
 }
 
 #[cfg(test)]

@@ -245,10 +245,13 @@ fn whole_line(text: &str, range: &Range<usize>, from: usize) -> Range<usize> {
 /// The pool's nodes as nginx shows them among the whole of its configuration; none if it is not there, or twice.
 pub(super) fn find(pool: &PoolName, configuration: &str) -> Option<Vec<Node>> {
     let mut found = None;
-    for part in configuration.split("# configuration file ").skip(1) {
-        // The rest of the line is the file's name and a colon.
-        let (_, text) = part.split_once('\n')?;
+    let mut rest = configuration;
+    while !rest.is_empty() {
+        let end = next_file(rest);
+        let (text, after) = rest.split_at(end);
+        // Most files are about something else; reading all of them for each pool would take long.
         if text.contains("upstream")
+            && text.contains(pool.as_str())
             && let Ok(Some(nodes)) = parse(pool, text)
         {
             if found.is_some() {
@@ -256,8 +259,17 @@ pub(super) fn find(pool: &PoolName, configuration: &str) -> Option<Vec<Node>> {
             }
             found = Some(nodes);
         }
+        rest = after;
     }
     found
+}
+
+/// Where the next file of what nginx shows begins, which is a line such as `# configuration file /etc/nginx/nginx.conf:`;
+/// the first line is that of this one.
+fn next_file(shown: &str) -> usize {
+    let mut marks = shown.match_indices("\n# configuration file /").map(|(at, _)| at + 1);
+    let is_mark = |at: &usize| shown[*at..].lines().next().is_some_and(|line| line.ends_with(':'));
+    marks.find(is_mark).unwrap_or(shown.len())
 }
 
 #[cfg(test)]
@@ -368,5 +380,8 @@ mod tests {
         assert_eq!(find(&pool(), shown), Some(nodes(&["h:1"])));
         assert_eq!(find(&"other".parse().unwrap(), shown), None);
         assert_eq!(find(&pool(), &[shown, shown].concat()), None);
+        let remark = shown.replace("upstream", "# configuration file of my app, by hand\nupstream");
+        assert_eq!(find(&pool(), &remark), Some(nodes(&["h:1"])));
+        assert_eq!(find(&pool(), &format!("{shown}# configuration file ends here")), Some(nodes(&["h:1"])));
     }
 }

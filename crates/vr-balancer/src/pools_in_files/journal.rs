@@ -20,19 +20,22 @@ pub(super) const DELETED: &str = ".velociraptor/deleted";
 const MOST_DELETED: usize = 1000;
 
 /// A change that is being made.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Journal {
     /// The files it writes. None at all: they are as they should be, and the program has to read them.
     pub files: Vec<FileChange>,
 }
 
 /// A file before and after a change.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct FileChange {
     /// Its name in the folder.
     pub name: String,
     /// What was in it; none if there was no such file.
     pub old: Option<String>,
+    /// When that was written, in seconds since 1970 by the site's clock; not kept in the journal.
+    #[serde(skip)]
+    pub modified: Option<f64>,
     /// What shall be in it; none to remove it.
     pub new: Option<String>,
 }
@@ -62,7 +65,7 @@ impl Journal {
     }
 }
 
-/// When pools were deleted, in seconds since 1970, so that a host that missed it does not bring them back.
+/// When pools were deleted, in seconds since 1970 by the site's clock, so that a host that missed it does not bring them back.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(super) struct Deleted(pub BTreeMap<PoolName, f64>);
@@ -108,6 +111,7 @@ mod tests {
         let change = |name: &str, old: Option<&str>, new: Option<&str>| FileChange {
             name: name.to_owned(),
             old: old.map(str::to_owned),
+            modified: None,
             new: new.map(str::to_owned),
         };
         let journal = Journal {

@@ -14,8 +14,9 @@ mod place;
 mod plan;
 mod program;
 mod sync;
+pub(crate) mod text;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ pub use plan::UnreadableFile;
 pub use program::{Change, PoolEdit, Program, Refusal};
 
 use crate::balancer::{
-    Balancer, DrainReport, Edit, FileDiff, GRACE_PERIOD, PoolChange, SiteReport, SyncReport, unique,
+    Balancer, DrainReport, Edit, FileDiff, PoolChange, SiteReport, SyncReport, unique,
 };
 use crate::error::{BalancerError, HostFailure, Subject};
 use crate::site::Site;
@@ -153,10 +154,17 @@ impl Balancer for FileBalancer {
     }
 
     async fn list_pools(&self) -> Result<Vec<PoolName>, BalancerError> {
+        Ok(self.pools_with_nodes().await?.into_keys().collect())
+    }
+
+    /// One look at every host, however many pools there are.
+    async fn pools_with_nodes(&self) -> Result<BTreeMap<PoolName, Vec<Node>>, BalancerError> {
         let answers = self.ask(|place| async move { place.pools().await }).await;
-        let pools = self.readable(None, answers)?;
-        let names: BTreeSet<PoolName> = pools.into_iter().flat_map(BTreeMap::into_keys).collect();
-        Ok(names.into_iter().collect())
+        let mut all: BTreeMap<PoolName, Vec<Node>> = BTreeMap::new();
+        for (pool, nodes) in self.readable(None, answers)?.into_iter().flatten() {
+            all.entry(pool).or_default().extend(nodes);
+        }
+        Ok(all.into_iter().map(|(pool, nodes)| (pool, unique(nodes.iter()))).collect())
     }
 
     /// What any of the hosts has, so that nobody stops a node that one of them still uses.
@@ -190,7 +198,11 @@ impl Balancer for FileBalancer {
         self.change(pool, Edit::DeletePool).await.map(drop)
     }
 
+    /// A pool that has nodes on any host stays on all: a deletion would be the newest that `sync` finds.
     async fn delete_pool_if_empty(&self, pool: &PoolName) -> Result<bool, BalancerError> {
+        if !self.get_nodes(pool).await?.is_empty() {
+            return Ok(false);
+        }
         let before = self.change(pool, Edit::DeletePoolIfEmpty).await?;
         Ok(before.iter().flatten().all(Vec::is_empty))
     }
@@ -214,9 +226,9 @@ impl Balancer for FileBalancer {
         Ok(None)
     }
 
-    fn grace_period(&self, pool: &PoolName) -> Duration {
+    fn grace_period(&self, pool: &PoolName) -> Option<Duration> {
         let own = self.settings.grace_periods.get(pool).copied();
-        own.or(self.settings.grace_period).unwrap_or(GRACE_PERIOD)
+        own.or(self.settings.grace_period)
     }
 
     async fn preview(&self, change: &PoolChange) -> Result<Vec<FileDiff>, BalancerError> {

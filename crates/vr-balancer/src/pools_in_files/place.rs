@@ -14,9 +14,9 @@ use tokio::time::{Instant, timeout};
 use vr_common::exit::chain;
 use vr_common::names::{Node, PoolName};
 
-use super::journal::{DELETED, Deleted, JOURNAL, Journal, LOCK};
+use super::journal::{DELETED, Deleted, FileChange, JOURNAL, Journal, LOCK};
 use super::plan::{Folder, Plan, UnreadableFile, file_of};
-use super::program::{Change, Program, Refusal};
+use super::program::{Change, PoolEdit, Program, Refusal};
 use crate::balancer::{FileDiff, PoolChange};
 use crate::site::{FileOnSite, FileText, Lock, Site, SiteError};
 
@@ -40,6 +40,9 @@ pub enum PlaceError {
     /// The program does not answer a question as it should.
     #[error(transparent)]
     Asked(Refusal),
+    /// What was tried is still there.
+    #[error("{0}")]
+    NotRestored(Restored),
     /// The program did not take the files.
     #[error("{}; {restored}", chain(refusal.as_ref()))]
     Refused {
@@ -130,7 +133,7 @@ impl Place {
     }
 
     pub fn diffs(&self, plan: &Plan) -> Vec<FileDiff> {
-        let diff = |change: &super::journal::FileChange| {
+        let diff = |change: &FileChange| {
             let path = format!("{}/{}", self.folder, change.name);
             let text = |text: &Option<String>| text.clone().unwrap_or_default();
             FileDiff::new(self.site.name(), &path, &text(&change.old), &text(&change.new))
@@ -232,9 +235,16 @@ impl Session<'_> {
         // Perhaps just because something refers to a pool that is gone.
         if let (Err(Refusal::Says { .. }), Some(kept)) = (&tested, plan.keeping_deleted(program.as_ref())) {
             program.abandon(site, &change).await;
+            if kept.files.is_empty() && !self.must_load {
+                // It is kept already.
+                return match self.take_back(&plan, false).await {
+                    Restored::Yes => Ok(()),
+                    restored => Err(PlaceError::NotRestored(restored)),
+                };
+            }
             change.id = change_id();
-            // The first attempt counts as somebody else's from here on: `old` is still what was there before both.
-            self.write(&kept).await?;
+            // Between the two, the old files are there: whichever journal somebody finds, it fits what they see.
+            self.write_after(plan.old_files(), &kept).await?;
             plan = kept;
             tested = program.test(site, &change).await;
         }
@@ -243,17 +253,25 @@ impl Session<'_> {
             let restored = self.take_back(&plan, self.must_load).await;
             return Err(PlaceError::Refused { refusal: Box::new(refusal), restored });
         }
+        // A test may take minutes. Whoever took the lock from us meanwhile has taken the change back as well.
+        if let Err(lost) = self.lock.check() {
+            program.abandon(site, &change).await;
+            return Err(lost.into());
+        }
         if let Err(refusal) = program.load(site, &change).await {
             program.abandon(site, &change).await;
             let restored = self.take_back(&plan, true).await;
             return Err(PlaceError::Refused { refusal: Box::new(refusal), restored });
         }
+        self.lock.check()?;
         self.must_load = false;
         let mut last = vec![Journal::over()];
-        let is_news = change
-            .pools
-            .iter()
-            .fold(false, |news, edit| self.deleted.note(&edit.pool, edit.after.is_some(), now()) | news);
+        // By the clock that the files' times are of: `sync` compares them.
+        let deletes = change.pools.iter().any(|edit| edit.after.is_none());
+        let now = if deletes { site.now().await? } else { 0.0 };
+        let note =
+            |deleted: &mut Deleted, edit: &PoolEdit| deleted.note(&edit.pool, edit.after.is_some(), now);
+        let is_news = change.pools.iter().fold(false, |news, edit| note(&mut self.deleted, edit) | news);
         if is_news {
             last.insert(0, self.deleted.to_file());
         }
@@ -269,25 +287,19 @@ impl Session<'_> {
 
     /// Writes the journal, and then the files.
     async fn write(&mut self, plan: &Plan) -> Result<(), PlaceError> {
+        self.write_after(Vec::new(), plan).await
+    }
+
+    /// The same, but writes these files before the journal.
+    async fn write_after(&mut self, first: Vec<FileText>, plan: &Plan) -> Result<(), PlaceError> {
         self.lock.check()?;
-        let mut files = vec![Journal { files: plan.files.clone() }.to_file()];
-        let text = |change: &super::journal::FileChange| FileText {
-            name: change.name.clone(),
-            text: change.new.clone(),
-        };
-        files.extend(plan.files.iter().map(text));
-        Ok(self.place.site.write(&self.place.folder, &files).await?)
+        Ok(self.place.site.write(&self.place.folder, &in_order(first, plan)).await?)
     }
 
     /// Puts the old files back, and lets the program load them if it may have loaded others.
     async fn take_back(&mut self, plan: &Plan, load: bool) -> Restored {
         let Place { site, folder, program, .. } = self.place;
-        let mut files: Vec<FileText> = plan
-            .files
-            .iter()
-            .rev()
-            .map(|change| FileText { name: change.name.clone(), text: change.old.clone() })
-            .collect();
+        let mut files = plan.old_files();
         files.push(if load { Journal::default().to_file() } else { Journal::over() });
         let written = match self.lock.check() {
             Ok(()) => site.write(folder, &files).await,
@@ -297,11 +309,19 @@ impl Session<'_> {
             return Restored::No(chain(&error));
         }
         if !load {
+            // As if nothing had been: some programs show by their age whether they have read a file.
+            let times = plan.files.iter().filter(|change| change.old.is_some());
+            let times: Vec<(&str, f64)> =
+                times.filter_map(|change| Some((change.name.as_str(), change.modified?))).collect();
+            if let Err(error) = site.set_modified(folder, &times).await {
+                let error = chain(&error);
+                tracing::debug!(host = site.name(), folder, error, "old files have new times");
+            }
             return Restored::Yes;
         }
         let change = Change {
             id: change_id(),
-            pools: plan.pools.iter().map(super::program::PoolEdit::reversed).collect(),
+            pools: plan.pools.iter().map(PoolEdit::reversed).collect(),
             everything: self.must_load,
         };
         let loaded = match program.test(site, &change).await {
@@ -320,11 +340,155 @@ impl Session<'_> {
     }
 }
 
-/// Seconds since 1970.
-fn now() -> f64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+/// What a change writes, in an order in which its maker may die anywhere: the journal fits what is there.
+fn in_order(first: Vec<FileText>, plan: &Plan) -> Vec<FileText> {
+    let new = |change: &FileChange| FileText { name: change.name.clone(), text: change.new.clone() };
+    let mut files = first;
+    files.push(Journal { files: plan.files.clone() }.to_file());
+    files.extend(plan.files.iter().map(new));
+    files
 }
 
 fn change_id() -> String {
-    format!("{:.0}-{:08x}", now() * 1000.0, rand::random::<u32>())
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    format!("{}-{:08x}", now.map_or(0, |now| now.as_millis()), rand::random::<u32>())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::balancer::Edit;
+    use crate::nginx::Nginx;
+    use crate::varnish::Varnish;
+
+    fn pool(name: &str) -> PoolName {
+        name.parse().unwrap()
+    }
+
+    fn nodes(ports: &[u16]) -> Vec<Node> {
+        ports.iter().map(|port| format!("h:{port}").parse().unwrap()).collect()
+    }
+
+    /// Writes one file more, as a folder would have it.
+    fn apply(folder: &mut BTreeMap<String, String>, file: &FileText) {
+        match &file.text {
+            Some(text) => folder.insert(file.name.clone(), text.clone()),
+            None => folder.remove(&file.name),
+        };
+    }
+
+    fn seen(folder: &BTreeMap<String, String>) -> Vec<FileOnSite> {
+        let file = |(name, text): (&String, &String)| FileOnSite {
+            name: name.clone(),
+            modified: 1.0,
+            text: text.clone(),
+        };
+        folder.iter().map(file).collect()
+    }
+
+    /// Pools are deleted, the program wants them to be kept, and the maker dies after each of the files in turn.
+    #[test]
+    fn whoever_dies_in_the_middle_of_a_change_can_be_taken_back() {
+        let programs: [&dyn Program; 2] = [&Nginx::default(), &Varnish::default()];
+        for program in programs {
+            let mut folder = BTreeMap::new();
+            for name in ["a", "b", "c"] {
+                let files = seen(&folder);
+                let mut planned = Folder::new(program, &files);
+                planned.set(&pool(name), Some(nodes(&[1, 2])), None).unwrap();
+                for change in planned.into_plan().files {
+                    apply(&mut folder, &FileText { name: change.name, text: change.new });
+                }
+            }
+            let files = seen(&folder);
+            let mut planned = Folder::new(program, &files);
+            planned.set(&pool("a"), None, None).unwrap();
+            planned.set(&pool("b"), Some(nodes(&[2, 3])), None).unwrap();
+            planned.set(&pool("d"), Some(nodes(&[4])), None).unwrap();
+            let plan = planned.into_plan();
+            let kept = plan.keeping_deleted(program).unwrap();
+            let steps = [in_order(Vec::new(), &plan), in_order(plan.old_files(), &kept)].concat();
+            let mut now = folder.clone();
+            for step in &steps {
+                apply(&mut now, step);
+                let mut mended = now.clone();
+                let journal = Journal::find(&seen(&now)).unwrap();
+                for file in journal.undo(&seen(&now)) {
+                    apply(&mut mended, &file);
+                }
+                mended.remove(JOURNAL);
+                assert_eq!(mended, folder, "{} after {}", program.title(), step.name);
+            }
+        }
+    }
+
+    /// Nodes, one a line. Its test takes the lock away from whoever asks for it.
+    #[derive(Default)]
+    struct Thief {
+        lock: String,
+        loads: AtomicU32,
+    }
+
+    #[async_trait]
+    impl Program for Thief {
+        fn title(&self) -> &'static str {
+            "thief"
+        }
+
+        fn suffix(&self) -> &str {
+            ".txt"
+        }
+
+        fn parse(&self, _pool: &PoolName, text: &str) -> Result<Option<Vec<Node>>, String> {
+            text.lines()
+                .map(|line| line.parse().map_err(|_| line.to_owned()))
+                .collect::<Result<_, _>>()
+                .map(Some)
+        }
+
+        fn render(&self, _pool: &PoolName, nodes: &[Node], _old: Option<&str>) -> Result<String, String> {
+            Ok(nodes.iter().map(|node| format!("{node}\n")).collect())
+        }
+
+        async fn test(&self, _site: &Site, _change: &Change) -> Result<(), Refusal> {
+            for process in fs::read_dir("/proc").unwrap() {
+                let process = process.unwrap().path();
+                let pid = process.file_name().and_then(|name| name.to_str()?.parse().ok());
+                let has_lock = fs::read_link(process.join("fd/9")).is_ok_and(|file| file == *self.lock);
+                if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw).filter(|_| has_lock) {
+                    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            Ok(())
+        }
+
+        async fn load(&self, _site: &Site, _change: &Change) -> Result<(), Refusal> {
+            self.loads.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+
+        async fn check(&self, _site: &Site) -> Result<Vec<String>, Refusal> {
+            Ok(Vec::new())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_change_whose_lock_was_lost_is_not_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().canonicalize().unwrap();
+        let thief = Arc::new(Thief { lock: folder.join(LOCK).display().to_string(), ..Thief::default() });
+        let program = Arc::clone(&thief) as Arc<dyn Program>;
+        let place = Place::new(Site::local("localhost", false), folder.to_str().unwrap(), program);
+        let change = PoolChange { pool: pool("web"), edit: Edit::Add(nodes(&[1])) };
+        let error = place.change(&change).await.unwrap_err().to_string();
+        assert!(error.ends_with("was lost: its process ended"), "{error}");
+        assert_eq!(thief.loads.load(Ordering::Relaxed), 0);
+        assert!(folder.join(JOURNAL).exists(), "whoever comes next takes it back");
+    }
 }

@@ -5,7 +5,7 @@ use vr_common::names::{Node, PoolName};
 
 use super::journal::FileChange;
 use super::program::{PoolEdit, Program};
-use crate::site::FileOnSite;
+use crate::site::{FileOnSite, FileText};
 
 /// What stands in a file whose pool was deleted while the operator's configuration still refers to it.
 const DELETED_MARK: &str = "velociraptor: deleted, and kept because the configuration refers to it";
@@ -45,6 +45,11 @@ impl<'a> Folder<'a> {
             Some(change) => change.new.as_deref(),
             None => self.files.iter().find(|file| file.name == name).map(|file| file.text.as_str()),
         }
+    }
+
+    /// When a file was written that is there.
+    fn modified(&self, name: &str) -> Option<f64> {
+        self.files.iter().find(|file| file.name == name).map(|file| file.modified)
     }
 
     fn unreadable(name: &str, reason: impl Into<String>) -> UnreadableFile {
@@ -105,7 +110,8 @@ impl<'a> Folder<'a> {
             }
         };
         let is_there = new.is_some();
-        let file = FileChange { name, old, new };
+        let modified = self.modified(&name);
+        let file = FileChange { name, old, modified, new };
         let shared = self.shared_with(pool, is_there);
         // At no moment is something referred to that is not there.
         if is_there {
@@ -126,7 +132,8 @@ impl<'a> Folder<'a> {
         if let Some(old) = self.text(&name).filter(|text| is_deleted(text)).map(str::to_owned) {
             let shared = self.shared_with(pool, false);
             self.plan.files.extend(shared);
-            self.plan.files.push(FileChange { name, old: Some(old), new: None });
+            let modified = self.modified(&name);
+            self.plan.files.push(FileChange { name, old: Some(old), modified, new: None });
             self.plan.pools.push(PoolEdit { pool: pool.clone(), before: None, after: None });
         }
     }
@@ -144,7 +151,8 @@ impl<'a> Folder<'a> {
             Some(at) => self.plan.files.remove(at).old,
             None => now,
         };
-        Some(FileChange { name, old, new: Some(new) })
+        let modified = self.modified(&name);
+        Some(FileChange { name, old, modified, new: Some(new) })
     }
 
     /// What was planned.
@@ -154,13 +162,19 @@ impl<'a> Folder<'a> {
 }
 
 impl Plan {
-    /// The same, but the files of deleted pools stay, without nodes and marked; none if there are no such files.
+    /// What takes it back, in the order in which it is written.
+    pub fn old_files(&self) -> Vec<FileText> {
+        let old = |change: &FileChange| FileText { name: change.name.clone(), text: change.old.clone() };
+        self.files.iter().rev().map(old).collect()
+    }
+
+    /// The same, but the files of deleted pools stay, without nodes and marked; none if there are no such files. Files that
+    /// would be as they were are left out.
     pub fn keeping_deleted(&self, program: &dyn Program) -> Option<Self> {
         let gone: Vec<&PoolEdit> = self.pools.iter().filter(|edit| edit.after.is_none()).collect();
         if gone.is_empty() {
             return None;
         }
-        // Nothing may be left out that is as it was: without the deleted pools it has been written once already.
         let mut files: Vec<FileChange> = self.files.clone();
         for PoolEdit { pool, .. } in gone {
             let name = file_of(program, pool);
@@ -173,6 +187,7 @@ impl Plan {
                 shared.new = Some(program.write_shared(shared.new.as_deref(), pool, true));
             }
         }
+        files.retain(|change| change.old != change.new);
         Some(Self { files, pools: self.pools.clone() })
     }
 }

@@ -34,14 +34,16 @@ impl Vote {
     }
 }
 
-/// What most hosts have; of equally many, what is newest; then what the first host has.
+/// What most hosts have; of equally many, what is newest; then what the first host has. Hosts that know nothing of the
+/// pool, such as new ones, have no say: otherwise two of them beside an old one would delete all that it has.
 fn winner(votes: &[Vote]) -> Option<&Vote> {
+    let knows = |vote: &&Vote| vote.nodes.is_some() || vote.since > 0.0;
     let weight = |vote: &Vote| {
-        let alike = votes.iter().filter(|other| other.set() == vote.set());
+        let alike = votes.iter().filter(knows).filter(|other| other.set() == vote.set());
         let newest = alike.clone().map(|other| other.since).fold(0.0, f64::max);
         (alike.count(), newest)
     };
-    votes.iter().rev().max_by(|a, b| {
+    votes.iter().filter(knows).rev().max_by(|a, b| {
         let ((count_a, since_a), (count_b, since_b)) = (weight(a), weight(b));
         count_a.cmp(&count_b).then(since_a.total_cmp(&since_b))
     })
@@ -75,7 +77,7 @@ impl Place {
     async fn problems(&self, files: &[FileOnSite]) -> Vec<String> {
         let mut problems = Vec::new();
         if Journal::find(files).is_some() {
-            problems.push("a change is being made, or was left half done; sync repairs it".to_owned());
+            problems.push("a change was left half done; sync repairs it".to_owned());
         }
         match self.program.check(&self.site).await {
             Ok(more) => problems.extend(more),
@@ -108,7 +110,14 @@ impl FileBalancer {
     pub(super) async fn check_all(&self) -> Vec<SiteReport> {
         let Answers { done, failed } = self
             .ask(|place| async move {
-                let files = place.read_all().await?;
+                let mut files = place.read_all().await?;
+                if Journal::find(&files).is_some() {
+                    // Whoever is just making it has the lock.
+                    let session = place.begin().await?;
+                    let read = place.read_all().await;
+                    session.end().await;
+                    files = read?;
+                }
                 Ok((place.problems(&files).await, place.votes(&files)))
             })
             .await;
@@ -255,6 +264,7 @@ async fn bring_in_step(
     right: &BTreeMap<&PoolName, &Vote>,
 ) -> Result<(SiteReport, Vec<crate::balancer::FileDiff>), PlaceError> {
     let mut folder = place.folder(files);
+    let mut kept = Vec::new();
     let planned: Result<(), _> = right.iter().try_for_each(|(pool, vote)| {
         let now = folder.nodes(pool)?;
         let set = |nodes: &Option<Vec<Node>>| {
@@ -266,7 +276,10 @@ async fn bring_in_step(
             folder.set(pool, vote.nodes.clone(), text)?;
         }
         if vote.nodes.is_none() && folder.is_kept_for_others(pool) {
-            folder.forget(pool);
+            match &session {
+                Some(_) => kept.push(*pool),
+                None => folder.forget(pool),
+            }
         }
         Ok(())
     });
@@ -278,7 +291,15 @@ async fn bring_in_step(
     let result = async {
         let plan = plan?;
         let is_loaded = place.program.is_loaded(&place.site, files).await?;
-        session.take_up(plan, is_loaded == Some(false)).await
+        session.take_up(plan, is_loaded == Some(false)).await?;
+        // Each for itself: one that is still referred to shall not keep the others.
+        for pool in kept {
+            let files = place.read(pool).await?;
+            let mut folder = place.folder(&files);
+            folder.forget(pool);
+            session.take_up(folder.into_plan(), false).await?;
+        }
+        Ok(())
     }
     .await;
     let done = std::mem::take(&mut session.done);
@@ -310,6 +331,8 @@ mod tests {
         // A deletion that the other host missed is not undone, and one that nobody knows of does not win.
         assert_eq!(chosen(&[vote("a", None, 5.0), vote("b", one, 1.0)]), "a");
         assert_eq!(chosen(&[vote("a", None, 0.0), vote("b", one, 1.0)]), "b");
+        assert_eq!(chosen(&[vote("a", None, 0.0), vote("b", one, 1.0), vote("c", None, 0.0)]), "b");
+        assert_eq!(chosen(&[vote("a", None, 5.0), vote("b", one, 1.0), vote("c", None, 4.0)]), "a");
         let both = vote("a", Some(&[1, 2]), 1.0);
         assert_eq!(both.set(), vote("b", Some(&[2, 1]), 1.0).set(), "the order is no difference");
         assert!(winner(&[]).is_none());

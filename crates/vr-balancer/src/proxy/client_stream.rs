@@ -7,10 +7,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
 use super::proxy_protocol::{self, Parsed};
+use super::socket::Socket;
 
 /// What HTTP/2 begins with.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -20,7 +20,7 @@ const FIRST_READ: usize = 1024;
 /// A client's socket that can be looked at before it is read, and that fails when the client takes nothing for too
 /// long; otherwise one that stopped reading would hold its node for ever.
 pub(super) struct ClientStream {
-    stream: TcpStream,
+    stream: Socket,
     /// Read already, and not yet handed on.
     ahead: Vec<u8>,
     handed_on: usize,
@@ -29,7 +29,7 @@ pub(super) struct ClientStream {
 }
 
 impl ClientStream {
-    pub(super) fn new(stream: TcpStream, patience: Duration) -> Self {
+    pub(super) fn new(stream: Socket, patience: Duration) -> Self {
         Self { stream, ahead: Vec::new(), handed_on: 0, patience, waiting: None }
     }
 

@@ -20,6 +20,7 @@ use super::forward::DataPlane;
 use super::listener::Front;
 use super::options::is_in;
 use super::request::answer;
+use super::socket::Socket;
 use super::streams::Streams;
 
 /// How long a connection that has not said anything is waited for after it is known that this is the end.
@@ -65,7 +66,7 @@ pub(super) async fn connection(
             return;
         }
     };
-    let mut stream = ClientStream::new(stream, plane.limits.body_idle);
+    let mut stream = ClientStream::new(Socket::new(stream), plane.limits.body_idle);
     let mut client = peer;
     if is_in(&front.introduced_by, peer.ip()) {
         match in_time(stream.introduction(), &plane, &stop).await {
@@ -140,7 +141,6 @@ where
         .header_read_timeout(limits.head)
         .max_buf_size(limits.head_bytes)
         .max_header_size(limits.head_bytes)
-        .max_headers(limits.head_lines)
         .keep_alive(stop.is_some())
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();

@@ -17,6 +17,7 @@ use vr_common::names::Node;
 
 use super::body::RequestBody;
 use super::options::{NodeProtocol, ProxyVersion};
+use super::socket::Socket;
 use super::{Limits, proxy_protocol};
 
 /// Idle connections kept for each node.
@@ -119,13 +120,12 @@ pub(super) async fn begin(
     limits: &Limits,
 ) -> io::Result<Sender> {
     let node = node.clone();
-    let io = TokioIo::new(stream);
+    let io = TokioIo::new(Socket::new(stream));
     match protocol {
         NodeProtocol::Http1 => {
             let (mut sender, connection) = http1::Builder::new()
                 .max_buf_size(limits.head_bytes)
                 .max_header_size(limits.head_bytes)
-                .max_headers(limits.head_lines)
                 .handshake(io)
                 .await
                 .map_err(io::Error::other)?;

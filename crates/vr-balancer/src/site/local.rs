@@ -25,6 +25,9 @@ pub(super) fn start(command: &Command, sudo: bool) -> Result<Child, SiteError> {
     if sudo {
         process.args(["-n", "--"]);
     }
+    if command.is_marked {
+        vr_common::process::mark(&mut process);
+    }
     process.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut process = tokio::process::Command::from(process);
     process.spawn().map_err(|source| SiteError::Start { program: program.to_owned(), source })

@@ -26,24 +26,33 @@ pub use lock::Lock;
 
 /// How long a command may take that says nothing else.
 pub const DEADLINE: Duration = Duration::from_secs(30);
-/// The most that is kept of what a command says, in bytes of each stream.
-const OUTPUT_LIMIT: usize = 8 << 20;
+/// The most that is kept of what a command says, in bytes of each stream: the files of hundreds of large pools.
+const OUTPUT_LIMIT: usize = 64 << 20;
 
 /// A command for a site: words, never a line that somebody glued together.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Command {
     /// What messages call it.
     title: String,
     words: Vec<String>,
     stdin: Vec<u8>,
     deadline: Duration,
+    /// It may be ended by whoever comes after us, should we be killed.
+    is_marked: bool,
+}
+
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not what it reads: that can be a secret.
+        f.debug_tuple("Command").field(&self.title).finish()
+    }
 }
 
 impl Command {
     /// A program with its arguments.
     pub fn new(words: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let words: Vec<String> = words.into_iter().map(Into::into).collect();
-        Self { title: words.join(" "), words, stdin: Vec::new(), deadline: DEADLINE }
+        Self { title: words.join(" "), words, stdin: Vec::new(), deadline: DEADLINE, is_marked: false }
     }
 
     /// A line that an operator wrote for the shell, such as `reload_cmd`.
@@ -66,6 +75,12 @@ impl Command {
     /// How long it may take.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
+        self
+    }
+
+    /// On this machine: lets [`vr_common::process::end_left_behind`] find it should we be killed.
+    pub fn marked(mut self) -> Self {
+        self.is_marked = true;
         self
     }
 

@@ -169,9 +169,7 @@ fn words<'a>(plain: &'a [u8], word: &'a str) -> impl Iterator<Item = usize> + 'a
 
 /// What a backend's field says, such as `.host = "h"`.
 fn field(text: &str, plain: &[u8], block: Range<usize>, name: &str) -> Option<String> {
-    let inside = &plain[block.clone()];
-    let at =
-        (0..inside.len()).find(|&at| inside[at..].starts_with(name.as_bytes()))? + block.start + name.len();
+    let at = words(&plain[block.clone()], name).next()? + block.start + name.len();
     let rest = text.get(at..block.end)?.trim_start().strip_prefix('=')?.trim_start();
     let quoted = rest.strip_prefix('"')?;
     Some(quoted[..quoted.find('"')?].to_owned())
@@ -294,9 +292,10 @@ fn director_kind(name: &str, old: &str) -> Option<String> {
 
 /// What a person wrote after a backend in `add_backend`, such as `, 10.0`.
 fn arguments_of(name: &str, member: &str, old: &str) -> Option<String> {
-    let after = old.split(&format!("{name}.add_backend({member}")).nth(1)?;
-    let more = after.split(')').next()?;
-    Some(more.to_owned()).filter(|more| more.trim_start().starts_with(','))
+    // The names of others may begin with this one.
+    let call = format!("{name}.add_backend({member}");
+    let more = old.split(&call).skip(1).filter_map(|after| after.split(')').next());
+    more.map(str::to_owned).find(|more| more.trim_start().starts_with(','))
 }
 
 /// The pool's nodes as Varnish shows them among the whole of a VCL; none if they are not there.
@@ -426,6 +425,16 @@ mod tests {
             assert!(text.contains(line), "{text}");
         }
         assert_eq!(parse(&pool("web"), &text), Ok(Some(nodes(&["h2:2", "h3:3", "h1:1"]))));
+    }
+
+    #[test]
+    fn names_that_begin_alike_are_told_apart() {
+        let text = render(&pool("web"), &nodes(&["h:8080", "h:80"]), None).unwrap();
+        let text = text.replace("round_robin", "random").replace("a8080)", "a8080, 5)").replace("a80)", "a80, 10)");
+        let text = text.replace("    .host = ", "    .host_header = \"app\"; .host = ");
+        let again = render(&pool("web"), &nodes(&["h:8080", "h:80"]), Some(&text)).unwrap();
+        assert_eq!(again, text);
+        assert!(again.contains("(web_x_h_x3a8080, 5);") && again.contains("(web_x_h_x3a80, 10);"), "{again}");
     }
 
     #[test]

@@ -60,7 +60,7 @@ all_tests_of!(
     varnish: super::VarnishKind,
     haproxy_by_reload: super::HaproxyKind { balance: "static-rr" },
     caddy: super::CaddyKind,
-    apache: super::ApacheKind,
+    apache: super::ApacheKind { mpm: "mpm_event" },
 );
 
 // Nodes come and go without a reload, so those that fail it or stop in it have nothing to see.
@@ -73,6 +73,16 @@ tests_of!(haproxy, super::HaproxyKind { balance: "roundrobin" };
     no_request_fails_while_all_nodes_are_swapped
     a_host_that_is_down_is_named_and_repaired
     hosts_that_differ_are_told_and_made_the_same
+);
+
+// Old children end in other ways there.
+tests_of!(apache_prefork, super::ApacheKind { mpm: "mpm_prefork" };
+    a_node_is_free_when_its_last_answer_is_over
+    no_request_fails_while_all_nodes_are_swapped
+);
+tests_of!(apache_worker, super::ApacheKind { mpm: "mpm_worker" };
+    a_node_is_free_when_its_last_answer_is_over
+    no_request_fails_while_all_nodes_are_swapped
 );
 
 fn message(error: &BalancerError) -> String {
@@ -381,6 +391,73 @@ async fn an_nginx_that_refuses_in_silence_is_noticed() {
     assert!(error.contains("made no new workers within 20 s"), "{error}");
     blocking_answers(&fixture, "web", &["app"]).await;
     assert!(fixture.hosts[0].file("web.conf").unwrap().contains(&app.node().to_string()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deleted_pools_that_are_kept_go_one_by_one_and_cost_no_reload() {
+    let fixture = Files::here(NginxKind).await;
+    let host = &fixture.hosts[0];
+    let balancer = fixture.balancer();
+    let references = ["one", "two"].map(|name| {
+        let file = fixture.extra_file(host, name);
+        (name, file, fixture.kind.reference(&host.folder, name))
+    });
+    for (name, file, text) in &references {
+        balancer.add_nodes(&pool(name), &nodes(&[1])).await.unwrap();
+        fs::write(file, text).unwrap();
+    }
+    for (name, ..) in &references {
+        balancer.delete_pool(&pool(name)).await.unwrap();
+    }
+    assert_eq!(host.files(), ["one.conf", "two.conf"], "both are referred to");
+    fs::remove_file(&references[0].1).unwrap();
+    balancer.sync(None, false).await.unwrap();
+    assert_eq!(host.files(), ["two.conf"]);
+    let (reloads, text) = (host.reloads(), host.file("two.conf"));
+    let report = balancer.sync(None, false).await.unwrap();
+    assert_eq!((host.reloads(), host.file("two.conf")), (reloads, text));
+    assert_eq!(report.hosts[0].done, Vec::<String>::new());
+    assert_eq!(balancer.check().await.unwrap()[0].problems, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pool_with_nodes_on_any_host_is_not_empty_and_new_hosts_have_no_say() {
+    let fixture = Files::over_ssh(NginxKind, 3, SudoRule::Refused).await;
+    let balancer = fixture.balancer();
+    let web = pool("web");
+    balancer.add_nodes(&web, &nodes(&[1])).await.unwrap();
+    let file = |at: usize| fixture.hosts[at].folder.join("pools/web.conf");
+    // This one missed the node.
+    fs::write(file(0), "upstream web { server 127.0.0.1:1 down; }\n").unwrap();
+    assert!(!balancer.delete_pool_if_empty(&web).await.unwrap());
+    assert!(file(0).exists() && file(1).exists());
+    // And these two never heard of the pool.
+    for at in [0, 2] {
+        fs::remove_dir_all(fixture.hosts[at].folder.join("pools")).unwrap();
+        fs::create_dir(fixture.hosts[at].folder.join("pools")).unwrap();
+    }
+    balancer.sync(None, false).await.unwrap();
+    for at in 0..3 {
+        assert!(fs::read_to_string(file(at)).unwrap().contains("server 127.0.0.1:1;"), "host {at}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_of_the_operators_hide_no_pools_and_links_stay() {
+    let fixture = Files::here(NginxKind).await;
+    let host = &fixture.hosts[0];
+    let balancer = fixture.balancer();
+    let available = host.folder.join("available.conf");
+    fs::write(&available, "upstream web { server 127.0.0.1:1; }\n").unwrap();
+    let link = host.folder.join("pools/web.conf");
+    std::os::unix::fs::symlink(&available, &link).unwrap();
+    fs::write(host.folder.join("pools/latin.conf"), b"# K\xf6ln\n").unwrap();
+    balancer.add_nodes(&pool("web"), &nodes(&[2])).await.unwrap();
+    assert_eq!(fs::read_link(link).unwrap(), available);
+    assert!(fs::read_to_string(available).unwrap().contains("127.0.0.1:2"));
+    let (_, list, _) = blocking_cli(&fixture, &["list"]).await;
+    assert_eq!(list, "web\t-\t127.0.0.1:1 127.0.0.1:2\n");
+    balancer.sync(None, false).await.unwrap();
 }
 
 /// One kind of traffic, again and again until it is told to stop; gives how much of it there was.

@@ -28,13 +28,17 @@ pub trait Fixture: Send + Sync {
     fn balancer(&self) -> Arc<dyn Balancer>;
     /// A settings file with it, if it can be used from other processes.
     fn settings_file(&self) -> Option<&Path>;
-    /// How often two writers in one process write at the same time.
+    /// How often two writers in one process write at the same time. A few times are enough where two processes do it often.
     fn rounds_in_process(&self) -> u16 {
-        crate::suite::ROUNDS
+        if self.settings_file().is_some() { 10 } else { crate::suite::ROUNDS }
     }
     /// How many pools it can have at once.
     fn most_pools(&self) -> usize {
         usize::MAX
+    }
+    /// What it sees of a pool's name: two with the same cannot be there at once.
+    fn short_name(&self, pool: &str) -> String {
+        pool.to_owned()
     }
 }
 
@@ -56,6 +60,10 @@ pub trait Kind: Send + Sync + 'static {
     /// What the names of the files in `config.d` have to end with.
     fn extra_suffix(&self) -> &'static str {
         "conf"
+    }
+    /// See [`Fixture::short_name`].
+    fn short_name(&self, pool: &str) -> String {
+        pool.to_owned()
     }
     /// Whether a pool that the configuration refers to may be missing.
     fn can_miss_a_pool(&self) -> bool {
@@ -334,7 +342,10 @@ impl Kind for CaddyKind {
 }
 
 /// Apache; requests choose their pool with the header `X-Pool`, if there is a route to it.
-pub struct ApacheKind;
+pub struct ApacheKind {
+    /// Its way to spread work over children and threads.
+    pub mpm: &'static str,
+}
 
 impl Kind for ApacheKind {
     fn name(&self) -> &'static str {
@@ -345,7 +356,7 @@ impl Kind for ApacheKind {
         let at = folder.display();
         let (port, _) = support::ports();
         let modules = [
-            "mpm_event",
+            self.mpm,
             "authz_core",
             "rewrite",
             "proxy",
@@ -398,6 +409,12 @@ impl Kind for ApacheKind {
 
     fn can_miss_a_pool(&self) -> bool {
         true
+    }
+
+    fn short_name(&self, pool: &str) -> String {
+        let letter =
+            |letter: char| if letter.is_ascii_alphanumeric() { letter.to_ascii_lowercase() } else { '_' };
+        pool.chars().map(letter).collect()
     }
 
     fn reference(&self, _folder: &Path, pool: &str) -> String {
@@ -701,8 +718,8 @@ impl<K: Kind> Fixture for Files<K> {
         Some(&self.settings_file)
     }
 
-    fn rounds_in_process(&self) -> u16 {
-        10
+    fn short_name(&self, pool: &str) -> String {
+        self.kind.short_name(pool)
     }
 }
 
@@ -766,6 +783,11 @@ async fn start(kind: &impl Kind, name: String, own: &Path, common: &Path, sshd: 
         )
     })
     .await;
+    // What listens may still be about to write its number.
+    for (_, file) in kind.settings(own).iter().filter(|(key, _)| *key == "pid_file") {
+        eventually("there is the program's number", || fs::metadata(file).is_ok_and(|file| file.len() > 0))
+            .await;
+    }
     host._relay = port.map(|port| Relay::start(socket, port));
     host
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use vr_common::names::Node;
@@ -26,6 +27,22 @@ fn ask(fixture: &Haproxy, commands: &str) -> String {
     answer
 }
 
+/// Whether health checks of all servers are configured and enabled; beside these two bits there are others, such as one
+/// for a check that is being made.
+fn are_checked(fixture: &Haproxy) -> bool {
+    const CONFIGURED_AND_ENABLED: u32 = 2 | 4;
+    let states = servers(fixture, [NAME, CHECK_STATE]);
+    states
+        .iter()
+        .all(|(_, state)| state.parse::<u32>().unwrap() & CONFIGURED_AND_ENABLED == CONFIGURED_AND_ENABLED)
+}
+
+/// Waits until a check has found out that nobody is at this node.
+async fn until_down(fixture: &Haproxy, name: &str) {
+    let is_down = || servers(fixture, [NAME, OPERATIONAL_STATE]).contains(&(name.to_owned(), "0".to_owned()));
+    crate::support::eventually("the node without anybody is down", is_down).await;
+}
+
 /// The servers of the pool `web` as they run: what `show servers state` has in these columns.
 fn servers(fixture: &Haproxy, columns: [usize; 2]) -> Vec<(String, String)> {
     let answer = ask(fixture, "show servers state web");
@@ -37,16 +54,25 @@ fn servers(fixture: &Haproxy, columns: [usize; 2]) -> Vec<(String, String)> {
 }
 
 const NAME: usize = 3;
+const OPERATIONAL_STATE: usize = 5;
 const ADMIN_STATE: usize = 6;
 const CHECK_STATE: usize = 13;
 const PORT: usize = 18;
 
+/// The number of the process that answers.
 fn process(fixture: &Haproxy) -> String {
-    ask(fixture, "show info").lines().find(|line| line.starts_with("Pid:")).unwrap().to_owned()
+    let info = ask(fixture, "show info");
+    info.lines().find_map(|line| line.strip_prefix("Pid: ")).unwrap().to_owned()
 }
 
 fn answers(fixture: &Haproxy) -> Vec<String> {
     tokio::task::block_in_place(|| fixture.hosts[0].answers("web"))
+}
+
+/// Makes HAProxy begin to read its files, as its operator would.
+fn tell_to_reload(fixture: &Haproxy) {
+    let reload = format!("kill -USR2 $(cat {}/haproxy.pid)", fixture.hosts[0].folder.display());
+    assert!(vr_common::process::command("sh").args(["-c", &reload]).status().unwrap().success());
 }
 
 /// Gives the operator's `defaults` one more line, and makes HAProxy read it.
@@ -56,9 +82,10 @@ async fn with_line(fixture: &Haproxy, section: &str, line: &str) {
     let text = fs::read_to_string(&file).unwrap();
     fs::write(&file, text.replace(&format!("{section}\n"), &format!("{section}\n  {line}\n"))).unwrap();
     let before = process(fixture);
-    let reload = format!("kill -USR2 $(cat {}/haproxy.pid)", host.folder.display());
-    assert!(vr_common::process::command("sh").args(["-c", &reload]).status().unwrap().success());
-    crate::support::eventually("there is a new process", || process(fixture) != before).await;
+    tell_to_reload(fixture);
+    // Until then, either may answer, or nobody.
+    let is_over = || !Path::new("/proc").join(&before).exists();
+    crate::support::eventually("the old process has ended", is_over).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -140,14 +167,11 @@ async fn new_servers_have_the_options_of_the_settings_and_of_nobody_else() {
     let text = fixture.hosts[0].file("web.cfg").unwrap();
     assert!(text.contains(&format!("server {named} {named} check inter 100ms weight 7\n")), "{text}");
     assert!(text.contains("server ::1:9 [::1]:9 check"), "{text}");
-    let states = servers(&fixture, [NAME, CHECK_STATE]);
-    assert!(states.iter().all(|(_, state)| state == "6"), "checks are configured and enabled: {states:?}");
+    assert!(are_checked(&fixture), "{}", ask(&fixture, "show servers state web"));
     let ports: Vec<String> = servers(&fixture, [NAME, PORT]).into_iter().map(|(_, port)| port).collect();
     assert!(ports.contains(&two.address.port().to_string()) && ports.contains(&"9".to_owned()), "{ports:?}");
     // Nobody is there, so the check takes it out by itself.
-    let is_down =
-        || ask(&fixture, "show servers state web").lines().any(|line| line.contains(" ::1:9 ::1 0 0 "));
-    crate::support::eventually("the node without anybody is down", is_down).await;
+    until_down(&fixture, "::1:9").await;
     assert_eq!(answers(&fixture), ["one", "two"]);
     assert_eq!(balancer.check().await.unwrap()[0].problems, Vec::<String>::new());
 
@@ -168,8 +192,8 @@ async fn what_the_runtime_interface_would_leave_out_is_a_reason_for_a_reload() {
     with_line(&fixture, "defaults", "default-server check inter 100ms").await;
     balancer.add_nodes(&web, &nodes(&[9])).await.unwrap();
     assert_eq!(fixture.hosts[0].reloads(), 2);
-    let states = servers(&fixture, [NAME, CHECK_STATE]);
-    assert!(states.iter().all(|(_, state)| state == "6"), "all of them are checked: {states:?}");
+    assert!(are_checked(&fixture), "{}", ask(&fixture, "show servers state web"));
+    until_down(&fixture, "127.0.0.1:9").await;
     assert_eq!(answers(&fixture), ["app"]);
 }
 
@@ -199,7 +223,9 @@ async fn a_haproxy_that_does_not_answer_or_reload_is_noticed() {
     };
     let change = |balancer: std::sync::Arc<dyn vr_balancer::Balancer>| {
         let web = web.clone();
-        async move { vr_common::exit::chain(&in_time(balancer.add_nodes(&web, &nodes(&[1]))).await.unwrap_err()) }
+        // It waits for its full time twice: for the change, and for what was before.
+        let change = async move { balancer.add_nodes(&web, &nodes(&[1])).await.unwrap_err() };
+        async move { vr_common::exit::chain(&tokio::time::timeout(DEADLINE * 2, change).await.unwrap()) }
     };
     let error = change(refused(&[("stats_socket", "/nonexistent/admin.sock")])).await;
     assert!(error.contains("cannot connect to /nonexistent/admin.sock"), "{error}");
@@ -209,4 +235,21 @@ async fn a_haproxy_that_does_not_answer_or_reload_is_noticed() {
     fixture.balancer().add_nodes(&web, &nodes(&[1])).await.unwrap();
     assert_eq!(fixture.kind.pool_file("web"), "web.cfg");
     assert_eq!(fixture.hosts[0].files(), ["web.cfg"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_by_somebody_else_at_the_same_time_loses_no_change() {
+    let fixture = haproxy().await;
+    let balancer = fixture.balancer();
+    let (one, two) = (HttpNode::start("one").await, HttpNode::start("two").await);
+    balancer.add_nodes(&pool("web"), &[one.node()]).await.unwrap();
+    for round in 0..6 {
+        let (name, node) = if round % 2 == 0 { ("two", two.node()) } else { ("one", one.node()) };
+        tell_to_reload(&fixture);
+        // The change comes at all moments of the reload.
+        tokio::time::sleep(Duration::from_millis(10 * round)).await;
+        balancer.set_nodes(&pool("web"), &[node]).await.unwrap();
+        assert_eq!(answers(&fixture), [name], "round {round}");
+    }
+    assert_eq!(balancer.check().await.unwrap()[0].problems, Vec::<String>::new());
 }

@@ -125,11 +125,11 @@ async fn a_chunked_body_reaches_the_node_whatever_the_method() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn heads_may_have_up_to_a_thousand_lines() {
+async fn heads_may_have_up_to_100_lines() {
     let many = |count: usize| (0..count).map(|number| format!("x-{number}: 1\r\n")).collect::<String>();
     let node = RawNode::start(move |mut connection| {
         while let Some(head) = connection.head() {
-            let lines = if head.starts_with("GET /1001 ") { 1001 } else { 900 };
+            let lines = if head.starts_with("GET /more ") { 99 } else { 98 };
             let seen = head.lines().filter(|line| line.starts_with("x-") && line.ends_with(": 1")).count();
             let more = many(lines);
             connection.send(&format!("HTTP/1.1 200 OK\r\nSeen: {seen}\r\n{more}Content-Length: 0\r\n\r\n"));
@@ -138,13 +138,13 @@ async fn heads_may_have_up_to_a_thousand_lines() {
     let (_place, _process, address) = proxy_for(node.node()).await;
     blocking(move || {
         let mut client = RawClient::connect(&address);
-        client.send(&format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", many(999)));
+        client.send(&format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", many(99)));
         let (head, _) = client.answer();
-        assert_eq!((status(&head), header(&head, "seen")), (200, Some("999")));
-        assert_eq!(head.lines().filter(|line| line.starts_with("x-")).count(), 900);
-        assert_eq!(status(&client.get("/1001").0), 502);
+        assert_eq!((status(&head), header(&head, "seen")), (200, Some("99")));
+        assert_eq!(head.lines().filter(|line| line.starts_with("x-")).count(), 98);
+        assert_eq!(status(&client.get("/more").0), 502);
         let mut client = RawClient::connect(&address);
-        client.send(&format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", many(1000)));
+        client.send(&format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", many(100)));
         assert_eq!(status(&client.head()), 431);
     })
     .await;

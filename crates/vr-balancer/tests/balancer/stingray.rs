@@ -71,7 +71,7 @@ async fn it_says_what_the_published_client_said() {
 async fn a_node_is_disabled_for_the_grace_period_before_it_is_removed() {
     let (server, balancer) = with("GRACE_PERIOD: 0.4, ").await;
     server.give("vr-web", &["h1:1", "h2:2"]);
-    assert_eq!(balancer.grace_period(&pool("web")), Duration::from_millis(400));
+    assert_eq!(balancer.grace_period(&pool("web")), Some(Duration::from_millis(400)));
     balancer.delete_nodes(&pool("web"), &[node("h1:1")], None).await.unwrap();
     let seen = std::mem::take(&mut server.state().seen);
     let names: Vec<&str> = seen.iter().map(|seen| seen.operation.as_str()).collect();
