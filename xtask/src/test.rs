@@ -12,7 +12,7 @@ use crate::debian;
 use crate::steps::{self, cargo, timed};
 
 /// What the tests run, and the Debian package that holds it.
-const PROGRAMS: [(&str, &str); 22] = [
+const PROGRAMS: [(&str, &str); 23] = [
     ("git", "git"),
     ("hg", "mercurial"),
     ("make", "make"),
@@ -34,6 +34,7 @@ const PROGRAMS: [(&str, &str); 22] = [
     ("varnishd", "varnish"),
     ("haproxy", "haproxy"),
     ("caddy", "caddy"),
+    ("apache2", "apache2-bin"),
     ("mkfs.ext4", "e2fsprogs"),
 ];
 

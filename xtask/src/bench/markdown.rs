@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn the_docs_have_a_place_for_every_report() {
         let page = fs::read_to_string(crate::steps::workspace().join("docs/benchmarks.md")).unwrap();
-        for bench in ["runner", "builder", "agent"] {
+        for bench in ["runner", "builder", "agent", "balancer"] {
             assert!(replaced(&page, bench, "new").is_some(), "{bench}");
         }
     }

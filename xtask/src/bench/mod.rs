@@ -2,7 +2,9 @@
 //! passes or fails: it measures, and says which of the marks were reached.
 
 mod agent;
+mod balancer;
 mod builder;
+mod disk;
 mod files;
 mod machine;
 mod markdown;
@@ -30,6 +32,8 @@ pub enum Bench {
     Builder(builder::Options),
     /// vr-agent with 500 procs against Debian's supervisord: starts, memory, idle CPU, and how soon changes are known.
     Agent(agent::Options),
+    /// The built-in proxy against nginx and haproxy, and how soon changes of pools are in effect: here, and over SSH.
+    Balancer(balancer::Options),
 }
 
 /// Measures.
@@ -41,6 +45,7 @@ pub fn run(what: &Bench) -> Result<()> {
         Bench::Runner(options) => runner::run(options),
         Bench::Builder(options) => builder::run(options),
         Bench::Agent(options) => agent::run(options),
+        Bench::Balancer(options) => balancer::run(options),
     }
 }
 

@@ -15,8 +15,13 @@ pub fn is_installed(program: &str) -> bool {
 
 /// What a program says of its version.
 pub fn version(program: &Path) -> String {
-    let output = command(program).arg("--version").output();
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let ask = |option: &str| {
+        let output = command(program).arg(option).output().ok()?;
+        let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
+        Some((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
+    };
+    let answer = ask("--version").filter(|(knows, _)| *knows).or_else(|| ask("-v"));
+    let text = answer.map(|(_, text)| text).unwrap_or_default();
     let line = text.lines().next().unwrap_or("unknown").trim();
     match program.file_name() {
         Some(name) if line.starts_with(|c: char| c.is_ascii_digit()) => {

@@ -46,32 +46,52 @@ while read -r line; do mounts=$((mounts + 1)); done < /proc/self/mountinfo
 echo "$user $capabilities $privileges $filter $users $mounts"
 "#;
 
+/// A new folder that is removed when dropped, with its lock: only one benchmark has one.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    /// Of the folder that all of them are in: two benchmarks at a time would measure each other.
+    _lock: FileLock,
+}
+
 /// A `VR_ROOT` with an image and a small build, removed when dropped.
 #[derive(Debug)]
 pub struct World {
-    folder: PathBuf,
-    /// Of the folder that all worlds are in: two benchmarks at a time would measure each other.
-    _lock: FileLock,
+    folder: Folder,
     /// The vrun to measure.
     vrun: PathBuf,
     image: Tarball,
     build: Tarball,
 }
 
-impl World {
-    /// Makes it in a new folder below the given one. Its image has these programs of this machine.
-    pub fn make(below: &Path, programs: &[&str], vrun: PathBuf) -> Result<Self> {
+impl Folder {
+    /// Makes it below the given one.
+    pub fn make(below: &Path) -> Result<Self> {
         let lock = FileLock::existing(below)?;
-        let folder = tempfile::Builder::new()
+        let path = tempfile::Builder::new()
             .prefix(PREFIX)
             .tempdir_in(below)
             .with_context(|| format!("cannot make a folder in {}", below.display()))?
             .keep();
-        let tarball = |name: &str| Tarball { path: folder.join(name), md5: None };
-        let (image, build) = (tarball("image.tar"), tarball("build.tar.gz"));
-        let world = Self { folder, _lock: lock, vrun, image, build };
+        let folder = Self { path, _lock: lock };
         // Others than root have to get to what belongs to them.
-        fs::set_permissions(world.path(), fs::Permissions::from_mode(0o755))?;
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
+        Ok(folder)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl World {
+    /// Makes it in a new folder below the given one. Its image has these programs of this machine.
+    pub fn make(below: &Path, programs: &[&str], vrun: PathBuf) -> Result<Self> {
+        let folder = Folder::make(below)?;
+        let tarball = |name: &str| Tarball { path: folder.path().join(name), md5: None };
+        let (image, build) = (tarball("image.tar"), tarball("build.tar.gz"));
+        let world = Self { folder, vrun, image, build };
         make_image(&world.image_folder(), programs)?;
         Tarball::pack(&[&world.image_folder()], world.image.path.clone())?;
         let app = world.path().join("app");
@@ -83,7 +103,7 @@ impl World {
 
     /// The folder that holds everything.
     pub fn path(&self) -> &Path {
-        &self.folder
+        self.folder.path()
     }
 
     /// The unpacked image, for those who do not unpack it themselves.
@@ -154,9 +174,9 @@ impl World {
     }
 }
 
-impl Drop for World {
+impl Drop for Folder {
     fn drop(&mut self) {
-        let Some(below) = self.folder.parent() else { return };
+        let Some(below) = self.path.parent() else { return };
         // Also what a run that was killed has left: nobody else is using this folder. Not before it was measured, see
         // `set_aside`.
         for entry in fs::read_dir(below).into_iter().flatten().flatten() {

@@ -2,7 +2,7 @@
 
 mod news;
 mod ours;
-mod processes;
+pub mod processes;
 mod report;
 mod supervisord;
 

@@ -162,7 +162,7 @@ fn parent(pid: u32) -> Option<u32> {
 }
 
 /// The processor time of a process so far, of all its threads, also of those that have ended.
-fn used(pid: u32) -> Result<Duration> {
+pub fn used(pid: u32) -> Result<Duration> {
     let per_second = sysconf(SysconfVar::CLK_TCK)?.context("no clock ticks")?;
     let stat = stat(pid)?;
     let field = |number: usize| stat.get(number - 3).and_then(|text| text.parse::<u64>().ok());

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
+use super::disk::Disk;
 use super::machine::Machine;
 use super::world::World;
 use report::Report;
@@ -52,7 +53,8 @@ pub fn run(options: &Options) -> Result<()> {
     let vbuild = super::program(options.vbuild.as_deref(), "vr-builder", "vbuild")?;
     let vrun = super::program(options.vrun.as_deref(), "vr-runner", "vrun")?;
     super::enter_private_mounts()?;
-    let world = World::make(&super::folder()?, &IMAGE, vrun.clone())?;
+    let disk = Disk::make(&super::folder()?)?;
+    let world = World::make(disk.path(), &IMAGE, vrun.clone())?;
     let mut machine = Machine::look(world.path(), &[&vbuild, &vrun], &PROGRAMS)?;
 
     let vbuild = Vbuild::new(&world, vbuild);

@@ -49,7 +49,7 @@ impl Memory {
     }
 
     /// The larger of each.
-    fn max(self, other: Self) -> Self {
+    pub fn max(self, other: Self) -> Self {
         Self {
             peak: self.peak.max(other.peak),
             resident: self.resident.max(other.resident),
