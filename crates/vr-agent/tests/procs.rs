@@ -10,6 +10,7 @@ use std::time::Duration;
 use harness::{NAME, TestHost, Vrun, host, is_alive, proc_yaml, send, until};
 use reqwest::{Method, StatusCode};
 use rustix::process::Signal;
+use vr_agent::record::Record;
 use vr_common::host_api::{Deleted, HostInfo, ProcList, ProcState, UptestReport, UptestResult};
 
 macro_rules! with_each_vrun {
@@ -133,7 +134,9 @@ async fn a_proc_that_breaks_backs_off_and_is_given_up(host: TestHost) {
     let fatal = host.until_state(ProcState::Fatal).await;
     assert_eq!((fatal.pid, fatal.description), (0, fatal.spawnerr.clone()));
 
-    // Another agent does not try it again by itself; somebody who asks does.
+    // Another agent does not try it again by itself; somebody who asks does. What is shown is on disk a moment later.
+    let noted = || Record::load(&host.proc_dir()).ok().filter(|record| record.failures == 4);
+    until("the agent's note of it", noted).await;
     let mut host = host;
     host.end_agent(Signal::KILL);
     host.start_agent().await;

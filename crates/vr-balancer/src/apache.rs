@@ -28,10 +28,13 @@ const PID_FILES: [&str; 3] =
 const NEW_CHILDREN: Duration = Duration::from_secs(20);
 
 /// Defines what the scripts below share. `find_parent FILE…` sets `$parent` from the first `$file` that has the number of
-/// an Apache. `list` prints `S PID` for each child that holds a socket at which the parent listens, and `L PID` for
-/// each that holds none of them, but a connection that came in by their ports and was not closed by Apache itself (01:
-/// established, 08: the client has sent all). Others, such as loggers and CGI's, have neither. First what is held is read,
-/// and then what it is: a child of the second kind gets no new connections in between.
+/// an Apache. `list` prints `S AGE` for each child that holds a socket at which the parent listens, and `L` for each that
+/// holds none of them, but a connection that came in by their ports and was not closed by Apache itself (01: established,
+/// 08: the client has sent all). Others, such as loggers and CGI's, have neither. First what is held is read, and then
+/// what it is: a child of the second kind gets no new connections in between.
+///
+/// By the "pipe of death" the parent tells its children to end; with each restart it makes another. AGE is `new` if the child
+/// has a pipe in common with the parent that is not in `$known`, else `old`.
 const FUNCTIONS: &str = r#"
 set -u
 find_parent() {
@@ -45,7 +48,8 @@ find_parent() {
 }
 complain() { echo "$1" >&2; exit 3; }
 absent() { complain "apache does not run: no process of it has its number in $*"; }
-loaded() { LC_ALL=C stat -L -c %.6Y -- "$file" 2>/dev/null || echo 0; }
+pipes() { LC_ALL=C ls -ln "/proc/$parent/fd" 2>/dev/null | sed -n 's/.* -> pipe:\[\([0-9]*\)\]$/\1/p' | tr '\n' ' '; }
+known=
 list() {
     children=$(cat /proc/[0-9]*/stat 2>/dev/null | awk -v parent="$parent" \
         '{ pid = $1; sub(/^.*\) /, ""); if ($1 != "Z" && $2 == parent) print pid }')
@@ -53,9 +57,10 @@ list() {
     set -- "/proc/$parent/fd" "/proc/$parent/fd"
     for child in $children; do set -- "$@" "/proc/$child/fd"; done
     { LC_ALL=C ls -ln "$@" 2>/dev/null; cat "/proc/$parent/net/tcp" "/proc/$parent/net/tcp6" 2>/dev/null; } |
-    awk -v parent="$parent" '
+    awk -v parent="$parent" -v known=" $known" '
         /^\/proc\/[0-9]+\/fd:$/ { split($0, path, "/"); pid = path[3]; pids[pid] }
         / -> socket:\[[0-9]+\]$/ { socket = $NF; gsub(/[^0-9]/, "", socket); held[pid " " socket] }
+        / -> pipe:\[[0-9]+\]$/ { pipe = $NF; gsub(/[^0-9]/, "", pipe); piped[pid " " pipe] }
         $1 ~ /^[0-9]+:$/ { state[$10] = $4; port[$10] = substr($2, length($2) - 3) }
         END {
             for (socket in state) if (state[socket] == "0A" && (parent " " socket) in held) {
@@ -67,10 +72,14 @@ list() {
                 if (part[2] in listeners) serves[part[1]]
                 else if (state[part[2]] ~ /^0[18]$/ && port[part[2]] in ports) leaves[part[1]]
             }
+            for (key in piped) {
+                split(key, part, " ")
+                if ((parent " " part[2]) in piped && !index(known, " " part[2] " ")) is_new[part[1]]
+            }
             if (!(parent in serves)) exit 1
             for (pid in pids) if (pid != parent) {
-                if (pid in serves) print "S", pid
-                else if (pid in leaves) print "L", pid
+                if (pid in serves) print "S", (pid in is_new) ? "new" : "old"
+                else if (pid in leaves) print "L"
             }
         }'
 }
@@ -80,48 +89,24 @@ list() {
 /// are files that may have the parent's number.
 const LOOK: &str = r#"
 find_parent "$@" || absent "$@"
-echo "P $parent $(loaded)"
+echo "P $parent $(LC_ALL=C stat -L -c %.6Y -- "$file")"
 list || complain "apache (process $parent) listens at no port, or only root can see at which"
 "#;
 
-/// Runs the line `$1`, and returns when the parent has read its files since, there are new children, and no old one takes
-/// connections any more: one command, as each costs a host that is far away time. Ends with 4 if the line fails, with 5 if
-/// it takes more than `$2` seconds, and with 6 if it is not so `$3` seconds after its end. More arguments as above.
-///
-/// Old are all children that are seen before the files were read, also those that the parent makes at the last moment;
-/// that is why there is no pause in looking while the line runs.
+/// Runs the line `$1`, and returns when all children that take connections were made after the parent has read its files
+/// since: one command, as each costs a host that is far away time. Ends with 4 if the line fails, and with 5 if it is not
+/// so `$2` seconds after its end. More arguments as above.
 const RELOAD_AND_WAIT: &str = r#"
-reload=$1 end=$(($(date +%s) + $2)) seconds=$3
-shift 3
+reload=$1 seconds=$2
+shift 2
 find_parent "$@" || absent "$@"
-before=$(loaded) old=" " over=
-sh -c "$reload" &
-job=$!
-is_running() { grep -qs '^State:[[:space:]]*[^XZ[:space:]]' "/proc/$job/status"; }
+known=$(pipes)
+sh -c "$reload" || exit 4
+end=$(($(date +%s) + seconds))
 while :; do
-    if [ -z "$over" ] && ! is_running; then
-        wait "$job" || exit 4
-        over=yes end=$(($(date +%s) + seconds))
-    fi
-    new=
-    if find_parent "$@"; then
-        first=$(loaded)
-        serving=$(list | sed -n 's/^S //p')
-        if [ "$(loaded)" = "$before" ]; then
-            for pid in $serving; do case $old in *" $pid "*) ;; *) old="$old$pid " ;; esac; done
-        elif [ "$first" != "$before" ]; then
-            new=$serving
-            for pid in $serving; do case $old in *" $pid "*) new= ;; esac; done
-        fi
-    elif [ -n "$over" ]; then
-        absent "$@"
-    fi
-    if [ -n "$over" ] && [ -n "$new" ]; then exit 0; fi
-    if [ "$(date +%s)" -ge "$end" ]; then
-        [ -z "$over" ] || exit 6
-        kill "$job"
-        exit 5
-    fi
+    find_parent "$@" || absent "$@"
+    case $(list | sed -n 's/^S //p' | sort -u) in new) exit 0 ;; esac
+    [ "$(date +%s)" -lt "$end" ] || exit 5
     sleep 0.02
 done
 "#;
@@ -193,7 +178,7 @@ impl Apache {
                     processes.loaded = loaded.parse().unwrap_or_default();
                 }
                 ["S", _] => processes.serves = true,
-                ["L", _] => processes.has_old = true,
+                ["L"] => processes.has_old = true,
                 _ => {}
             }
         }
@@ -281,18 +266,14 @@ impl Program for Apache {
 
     async fn load(&self, site: &Site, _change: &Change) -> Result<(), Refusal> {
         let script = [FUNCTIONS, RELOAD_AND_WAIT].concat();
-        let [deadline, seconds] = [DEADLINE, NEW_CHILDREN].map(|time| time.as_secs().to_string());
-        let arguments = [self.reload_cmd.as_str(), &deadline, &seconds].into_iter().chain(self.pid_files());
-        let command =
-            Command::script(&self.reload_cmd, &script, arguments).deadline(DEADLINE * 2 + NEW_CHILDREN);
+        let seconds = NEW_CHILDREN.as_secs().to_string();
+        let arguments = [self.reload_cmd.as_str(), &seconds].into_iter().chain(self.pid_files());
+        let command = Command::script(&self.reload_cmd, &script, arguments).deadline(DEADLINE + NEW_CHILDREN);
         let output = site.run(&command).await?;
         match output.status {
             Status::Code(0) => Ok(()),
             Status::Code(3) => Err(Refusal::NotServed(output.last_words())),
-            Status::Code(5) => {
-                Err(Refusal::NotServed(format!("{:?} had not ended after {deadline} s", self.reload_cmd)))
-            }
-            Status::Code(6) => Err(Refusal::NotServed(format!(
+            Status::Code(5) => Err(Refusal::NotServed(format!(
                 "apache did not replace its children within {seconds} s after {:?}; see its error log",
                 self.reload_cmd
             ))),

@@ -601,7 +601,8 @@ BALANCERS: {
     #[test]
     fn a_pool_can_have_a_grace_period_of_its_own() {
         let balancers = load("a: {BACKEND: nginx, grace_period: 5, grace_periods: {slow: 120}}").unwrap();
-        let period = |pool: &str| balancers["a"].grace_period(&pool.parse().unwrap()).map(|period| period.as_secs());
+        let period =
+            |pool: &str| balancers["a"].grace_period(&pool.parse().unwrap()).map(|period| period.as_secs());
         assert_eq!((period("slow"), period("other")), (Some(120), Some(5)));
     }
 

@@ -29,9 +29,7 @@ pub use place::{PlaceError, Restored};
 pub use plan::UnreadableFile;
 pub use program::{Change, PoolEdit, Program, Refusal};
 
-use crate::balancer::{
-    Balancer, DrainReport, Edit, FileDiff, PoolChange, SiteReport, SyncReport, unique,
-};
+use crate::balancer::{Balancer, DrainReport, Edit, FileDiff, PoolChange, SiteReport, SyncReport, unique};
 use crate::error::{BalancerError, HostFailure, Subject};
 use crate::site::Site;
 use place::Place;

@@ -107,7 +107,10 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
             return Err(io::Error::other("it is not a file"));
         }
         let mut bytes = Vec::new();
-        io::Read::read_to_end(&mut io::Read::take(fs::File::open(path)?, FILE_LIMIT), &mut bytes)?;
+        io::Read::read_to_end(&mut io::Read::take(fs::File::open(path)?, FILE_LIMIT + 1), &mut bytes)?;
+        if bytes.len() as u64 > FILE_LIMIT {
+            return Err(io::Error::other(format!("it is longer than {FILE_LIMIT} bytes")));
+        }
         Ok(bytes)
     };
     read().map_err(|source| TlsError::Read { path: path.to_owned(), source })

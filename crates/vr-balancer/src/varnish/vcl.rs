@@ -430,7 +430,8 @@ mod tests {
     #[test]
     fn names_that_begin_alike_are_told_apart() {
         let text = render(&pool("web"), &nodes(&["h:8080", "h:80"]), None).unwrap();
-        let text = text.replace("round_robin", "random").replace("a8080)", "a8080, 5)").replace("a80)", "a80, 10)");
+        let text =
+            text.replace("round_robin", "random").replace("a8080)", "a8080, 5)").replace("a80)", "a80, 10)");
         let text = text.replace("    .host = ", "    .host_header = \"app\"; .host = ");
         let again = render(&pool("web"), &nodes(&["h:8080", "h:80"]), Some(&text)).unwrap();
         assert_eq!(again, text);

@@ -182,7 +182,7 @@ impl Rig {
         // Two groups have a process of the same name, and one program is nobody's.
         let text = format!(
             "[supervisord]\nlogfile={dir}/log\npidfile={dir}/pid\nnodaemon=true\nchildlogdir={dir}\n\
-             loglevel=debug\nuser=root\n\
+             loglevel=debug\nuser=root\nenvironment=RIG=\"{dir}\"\n\
              [inet_http_server]\nport=127.0.0.1:{port}\nusername=velo\npassword={PASSWORD}\n\
              [rpcinterface:supervisor]\n\
              supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n\
@@ -235,7 +235,7 @@ impl Rig {
         }
     }
 
-    /// All processes that have the host's folder among their words.
+    /// All processes that have the host's folder among their words or variables.
     fn processes(&self) -> Vec<Pid> {
         let ours = self.dir.path().display().to_string();
         let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
@@ -243,8 +243,10 @@ impl Rig {
         names
             .filter_map(|name| name.parse::<i32>().ok())
             .filter(|pid| {
-                let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-                String::from_utf8_lossy(&words).contains(&ours)
+                ["cmdline", "environ"].iter().any(|file| {
+                    let text = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+                    String::from_utf8_lossy(&text).contains(&ours)
+                })
             })
             .map(Pid::from_raw)
             .collect()

@@ -20,8 +20,8 @@ const SMALL: usize = 100;
 /// The pool's name everywhere.
 pub const POOL: &str = "web";
 
-/// A program with all that it starts, in a process namespace of its own. All of it ends when this is dropped, and also when
-/// the benchmark is killed.
+/// A program with all that it starts, in a process namespace of its own: all of it ends when this is dropped, and what a
+/// benchmark that was killed has left ends with the next one.
 #[derive(Debug)]
 pub struct Server {
     /// `unshare`, which takes the program with it.

@@ -53,14 +53,15 @@ pub fn run(options: &Options) -> Result<()> {
     let vbuild = super::program(options.vbuild.as_deref(), "vr-builder", "vbuild")?;
     let vrun = super::program(options.vrun.as_deref(), "vr-runner", "vrun")?;
     super::enter_private_mounts()?;
-    let disk = Disk::make(&super::folder()?)?;
-    let world = World::make(disk.path(), &IMAGE, vrun.clone())?;
+    let world = World::make(&super::folder()?, &IMAGE, vrun.clone())?;
     let mut machine = Machine::look(world.path(), &[&vbuild, &vrun], &PROGRAMS)?;
-
+    let disk = Disk::make(world.path())?;
+    let with_journal = World::make(disk.path(), &IMAGE, vrun)?;
+    let small_vbuild = Vbuild::new(&with_journal, vbuild.clone());
     let vbuild = Vbuild::new(&world, vbuild);
     // The first one removes nothing, so that no file is made slowly because of it: see `World::set_aside`.
     let (large, unpacking) = unpacking::measure(&world, options.large_rounds)?;
-    let small = small::measure(&vbuild, options.rounds)?;
+    let small = small::measure(&small_vbuild, options.rounds)?;
     let packing = packing::measure(&vbuild, &large, options.large_rounds)?;
     let cached = cached::measure(&vbuild, options.large_rounds)?;
     machine.look_again()?;
