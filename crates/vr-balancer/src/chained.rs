@@ -314,8 +314,15 @@ mod tests {
         assert!(error.is_bad_input());
         chain.sync(Some("b"), false).await.unwrap();
         assert_eq!(members[0].get_nodes(&web).await.unwrap(), nodes(&[1]));
+        members[0].set_nodes(&web, &nodes(&[2])).await.unwrap();
+        chain.sync(None, false).await.unwrap();
+        assert_eq!(members[1].get_nodes(&web).await.unwrap(), nodes(&[2]));
+        // It may be a new one, so it does not take the pool from the other, unless somebody says so.
         members[0].delete_pool(&web).await.unwrap();
         chain.sync(None, false).await.unwrap();
+        assert_eq!(members[0].get_nodes(&web).await.unwrap(), nodes(&[2]));
+        members[0].delete_pool(&web).await.unwrap();
+        chain.sync(Some("a"), false).await.unwrap();
         assert_eq!(members[1].list_pools().await.unwrap(), []);
     }
 

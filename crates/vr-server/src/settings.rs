@@ -42,7 +42,8 @@ pub struct UpFlags {
     /// The name of this machine among the hosts; it must resolve, as the balancer sends traffic to it.
     #[arg(long, value_name = "NAME", default_value = "localhost")]
     pub host_name: HostName,
-    /// Seconds that a node may take to finish its requests once it is out of its pool.
+    /// Seconds that a node may take to finish its requests once it is out of its pool, unless its balancer's settings say
+    /// how long.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub drain_grace: u64,
 }

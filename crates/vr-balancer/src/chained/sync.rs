@@ -20,10 +20,13 @@ impl Compared {
         self.votes.windows(2).all(|pair| set(&pair[0].1) == set(&pair[1].1))
     }
 
-    /// What most members have; of equally many, what the first of them has. The order of nodes is no difference.
+    /// What most members have that know the pool; of equally many, what the first of them has. The order of nodes is no
+    /// difference. A member that does not know the pool may be new, and must not take it from all others.
     fn winner(&self) -> Option<&(usize, Option<Vec<Node>>)> {
-        let weight =
-            |vote: &Option<Vec<Node>>| self.votes.iter().filter(|(_, other)| set(other) == set(vote)).count();
+        let weight = |vote: &Option<Vec<Node>>| match vote {
+            None => 0,
+            vote => self.votes.iter().filter(|(_, other)| set(other) == set(vote)).count(),
+        };
         self.votes.iter().rev().max_by_key(|(_, vote)| weight(vote))
     }
 }
@@ -233,5 +236,24 @@ impl ChainedBalancer {
             true => BalancerError::Failed { subject, failed },
             false => BalancerError::OutOfStep { subject, done, failed },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_know_a_pool_does_not_decide_about_it() {
+        let nodes =
+            |names: &[&str]| Some(names.iter().map(|name| name.parse().unwrap()).collect::<Vec<Node>>());
+        let winner = |votes: &[Option<Vec<Node>>]| {
+            let votes = votes.iter().cloned().enumerate().collect();
+            Compared { pool: "web".parse().unwrap(), votes }.winner().map(|(position, _)| *position)
+        };
+        assert_eq!(winner(&[None, None, nodes(&["h1:1"])]), Some(2));
+        assert_eq!(winner(&[None, nodes(&["h1:1"]), nodes(&["h2:2"])]), Some(1));
+        assert_eq!(winner(&[nodes(&["h1:1"]), nodes(&["h2:2", "h3:3"]), nodes(&["h3:3", "h2:2"])]), Some(1));
+        assert_eq!(winner(&[None, nodes(&[])]), Some(1));
     }
 }
