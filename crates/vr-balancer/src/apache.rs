@@ -9,13 +9,11 @@
 
 mod proxy;
 
-use std::time::Duration;
-
 use async_trait::async_trait;
 use vr_common::names::{Node, PoolName};
 
-use crate::pools_in_files::{Change, PoolEdit, Program, Refusal};
-use crate::site::{Command, DEADLINE, FileOnSite, OpenConnections, Site, Status};
+use crate::pools_in_files::{Change, PoolEdit, Program, Refusal, reload_and_wait};
+use crate::site::{Command, FileOnSite, OpenConnections, Site};
 
 /// What is done when nothing else is said; the paths are Debian's.
 pub const INCLUDE_DIR: &str = "/etc/apache2/conf-enabled/";
@@ -24,8 +22,6 @@ const TEST: &str = "apachectl -t -D DUMP_INCLUDES";
 /// Where the parent's number is, tried in this order.
 const PID_FILES: [&str; 3] =
     ["/run/apache2/apache2.pid", "/run/httpd/httpd.pid", "/usr/local/apache2/logs/httpd.pid"];
-/// For the parent to have made new children after it was told to restart. While old ones are busy, it takes its time: 1 s.
-const NEW_CHILDREN: Duration = Duration::from_secs(20);
 
 /// Defines what the scripts below share. `find_parent FILE…` sets `$parent` from the first `$file` that has the number of
 /// an Apache. `list` prints `S AGE` for each child that holds a socket at which the parent listens, and `L` for each that
@@ -266,19 +262,14 @@ impl Program for Apache {
 
     async fn load(&self, site: &Site, _change: &Change) -> Result<(), Refusal> {
         let script = [FUNCTIONS, RELOAD_AND_WAIT].concat();
-        let seconds = NEW_CHILDREN.as_secs().to_string();
-        let arguments = [self.reload_cmd.as_str(), &seconds].into_iter().chain(self.pid_files());
-        let command = Command::script(&self.reload_cmd, &script, arguments).deadline(DEADLINE + NEW_CHILDREN);
-        let output = site.run(&command).await?;
-        match output.status {
-            Status::Code(0) => Ok(()),
-            Status::Code(3) => Err(Refusal::NotServed(output.last_words())),
-            Status::Code(5) => Err(Refusal::NotServed(format!(
-                "apache did not replace its children within {seconds} s after {:?}; see its error log",
-                self.reload_cmd
-            ))),
-            _ => Err(Refusal::of(&self.reload_cmd, &output)),
-        }
+        reload_and_wait(
+            site,
+            &script,
+            &self.reload_cmd,
+            &self.pid_files(),
+            "apache did not replace its children",
+        )
+        .await
     }
 
     /// Whether the files were read after they were written.

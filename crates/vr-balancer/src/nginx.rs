@@ -7,13 +7,12 @@
 mod upstream;
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use vr_common::names::{Node, PoolName};
 
-use crate::pools_in_files::{Change, Program, Refusal};
-use crate::site::{Command, DEADLINE, FileOnSite, OpenConnections, Site, Status};
+use crate::pools_in_files::{Change, Program, Refusal, reload_and_wait};
+use crate::site::{Command, FileOnSite, OpenConnections, Site};
 
 /// What is done when nothing else is said; the paths are Debian's.
 pub const INCLUDE_DIR: &str = "/etc/nginx/sites-enabled/";
@@ -21,8 +20,6 @@ const RELOAD: &str = "/etc/init.d/nginx reload";
 const TEST: &str = "nginx -T";
 /// Where the master's number is, tried in this order.
 const PID_FILES: [&str; 2] = ["/run/nginx.pid", "/usr/local/nginx/logs/nginx.pid"];
-/// For the master to have made new workers after it was told to reload. A large configuration takes seconds.
-const NEW_WORKERS: Duration = Duration::from_secs(20);
 
 /// Defines what the scripts below share: `find_master FILE…` sets `$master` from the first file that has the number of a
 /// process, and `list` prints `PID BEGAN TITLE` of each of its children, with when it began in seconds since 1970 (the
@@ -201,19 +198,7 @@ impl Program for Nginx {
 
     async fn load(&self, site: &Site, _change: &Change) -> Result<(), Refusal> {
         let script = [FUNCTIONS, RELOAD_AND_WAIT].concat();
-        let seconds = NEW_WORKERS.as_secs().to_string();
-        let arguments = [self.reload_cmd.as_str(), &seconds].into_iter().chain(self.pid_files());
-        let command = Command::script(&self.reload_cmd, &script, arguments).deadline(DEADLINE + NEW_WORKERS);
-        let output = site.run(&command).await?;
-        match output.status {
-            Status::Code(0) => Ok(()),
-            Status::Code(3) => Err(Refusal::NotServed(output.last_words())),
-            Status::Code(5) => Err(Refusal::NotServed(format!(
-                "nginx made no new workers within {seconds} s after {:?}; see its error log",
-                self.reload_cmd
-            ))),
-            _ => Err(Refusal::of(&self.reload_cmd, &output)),
-        }
+        reload_and_wait(site, &script, &self.reload_cmd, &self.pid_files(), "nginx made no new workers").await
     }
 
     /// Workers that are younger than a file have read it. Files of the last seconds are taken for loaded: the system tells

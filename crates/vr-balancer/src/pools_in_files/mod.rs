@@ -27,6 +27,7 @@ use vr_common::names::{Node, PoolName};
 
 pub use place::{PlaceError, Restored};
 pub use plan::UnreadableFile;
+pub(crate) use program::reload_and_wait;
 pub use program::{Change, PoolEdit, Program, Refusal};
 
 use crate::balancer::{Balancer, DrainReport, Edit, FileDiff, PoolChange, SiteReport, SyncReport, unique};

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use thiserror::Error;
 use vr_common::names::{Node, PoolName};
 
-use crate::site::{FileOnSite, OpenConnections, Output, Site, SiteError};
+use crate::site::{Command, DEADLINE, FileOnSite, OpenConnections, Output, Site, SiteError, Status};
 
 /// What is about to be taken up on one site.
 #[derive(Debug, Clone)]
@@ -80,6 +80,35 @@ impl Refusal {
             words => words,
         };
         Self::Says { command: command.to_owned(), said }
+    }
+}
+
+/// For a program that was told to reload to have new processes in place of the old ones.
+const NEW_PROCESSES: Duration = Duration::from_secs(20);
+
+/// Makes a program reload and waits for its new processes, in one command, as each costs a host that is far away time.
+///
+/// The script gets the line that reloads, for how many seconds to wait after it, and the files that may have the program's
+/// number. It ends with 0 when the new processes are there, 3 if it says itself what is wrong, 4 if the line fails, and 5
+/// if it is too late; then `missing` says what is not there, such as "nginx made no new workers".
+pub(crate) async fn reload_and_wait(
+    site: &Site,
+    script: &str,
+    reload_cmd: &str,
+    pid_files: &[&str],
+    missing: &str,
+) -> Result<(), Refusal> {
+    let seconds = NEW_PROCESSES.as_secs().to_string();
+    let arguments = [reload_cmd, &seconds].into_iter().chain(pid_files.iter().copied());
+    let command = Command::script(reload_cmd, script, arguments).deadline(DEADLINE + NEW_PROCESSES);
+    let output = site.run(&command).await?;
+    match output.status {
+        Status::Code(0) => Ok(()),
+        Status::Code(3) => Err(Refusal::NotServed(output.last_words())),
+        Status::Code(5) => Err(Refusal::NotServed(format!(
+            "{missing} within {seconds} s after {reload_cmd:?}; see its error log"
+        ))),
+        _ => Err(Refusal::of(reload_cmd, &output)),
     }
 }
 
