@@ -462,9 +462,12 @@ mod tests {
                 let has_lock = fs::read_link(process.join("fd/9")).is_ok_and(|file| file == *self.lock);
                 if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw).filter(|_| has_lock) {
                     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+                    // Its parent, which is this process, can see it from then on.
+                    let status = || fs::read_to_string(process.join("status")).unwrap_or_default();
+                    let has_ended = || status().is_empty() || status().contains("State:\tZ");
+                    vr_testing::until("the lock's holder has ended", has_ended);
                 }
             }
-            tokio::time::sleep(Duration::from_millis(200)).await;
             Ok(())
         }
 
